@@ -1,0 +1,1 @@
+"""The web program: what people see. It never loads torch."""

@@ -1,0 +1,1 @@
+"""Shared vocabulary of the two programs: pydantic and the standard library only."""

@@ -1,0 +1,117 @@
+"""A run: what is trained, on what, with which objective and schedule."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from app.specs.base import Spec
+from app.specs.evaluation import EvaluationSpec
+from app.specs.teacher import CaptureProfile
+
+ObjectiveKind = Literal["forward_kl", "ce"]
+CeTarget = Literal["reference", "logged"]
+RunRole = Literal["distilled", "sequence_level", "labels_only", "fine_tune"]
+
+
+class Objective(Spec):
+    """loss = Σ m(α T² KD + (1 − α) CE) / Σ m, per target token.
+
+    `alpha` 0 trains on text alone. `ce_target` names whose text: `reference` (ground truth; only
+    conversations that have one) or `logged` (the answer in the traffic).
+    """
+
+    kind: ObjectiveKind = "forward_kl"
+    temperature: float = Field(default=1.0, gt=0)
+    alpha: float = Field(default=0.7, ge=0, le=1)
+    ce_target: CeTarget = "logged"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Objective":
+        if self.kind == "ce" and self.alpha != 0:
+            raise ValueError("objective ce has no teacher term: set alpha to 0 or take forward_kl")
+        if self.alpha > 0 and self.ce_target == "reference":
+            raise ValueError(
+                "teacher rows belong to the logged answer's tokens: "
+                "ce_target reference needs alpha 0"
+            )
+        return self
+
+    @property
+    def needs_teacher(self) -> bool:
+        return self.alpha > 0
+
+
+class Schedule(Spec):
+    """Optimiser steps and their shape. A batch is `batch_size` conversations a step."""
+
+    steps: int = Field(default=150, ge=1)
+    batch_size: int = Field(default=16, ge=1)
+    micro_batch_size: int | None = Field(default=None, ge=1)
+    learning_rate: float = Field(default=5e-4, gt=0)
+    warmup_steps: int = Field(default=10, ge=0)
+    min_lr_ratio: float = Field(default=0.1, ge=0, le=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    snapshot_every: int = Field(default=50, ge=1)
+    validate_every: int = Field(default=50, ge=1)
+
+
+class Trainable(Spec):
+    """Which weights move: all, or the top layers; embeddings (and tied head) may stay frozen."""
+
+    top_layers: int | None = Field(default=None, ge=1)
+    freeze_embeddings: bool = False
+
+
+class RenderSpec(Spec):
+    """How a conversation becomes ids. Cut rule: system stays, oldest turns go, at a user turn."""
+
+    max_tokens: int = Field(default=1024, ge=8)
+    targets: Literal["all_turns", "last_turn"] = "all_turns"
+    answer: CeTarget = "logged"
+
+
+class TrainingSpec(Spec):
+    """Everything the trainer itself reads."""
+
+    objective: Objective = Objective()
+    schedule: Schedule = Schedule()
+    trainable: Trainable = Trainable()
+    render: RenderSpec = RenderSpec()
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    loss_chunk_tokens: int = Field(default=256, ge=1)
+    seed: int = 0
+    max_train_conversations: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _one_answer(self) -> "TrainingSpec":
+        if self.render.answer != self.objective.ce_target:
+            raise ValueError("render.answer and objective.ce_target must name the same text")
+        return self
+
+
+class RunSpec(Spec):
+    """The whole truth of a run, frozen when it starts. Ids are rows of the installation."""
+
+    name: str = Field(min_length=1, max_length=80)
+    teacher_id: int | None
+    student_id: int
+    dataset_version_id: int
+    training: TrainingSpec = TrainingSpec()
+    capture: CaptureProfile = CaptureProfile()
+    evaluation: EvaluationSpec = EvaluationSpec()
+    group: str | None = None
+    """Runs of one group are compared together."""
+    role: RunRole | None = None
+    """Only `fine_tune` is set by hand (the product is a teacher); the rest follows from the objective."""
+
+    @property
+    def effective_role(self) -> RunRole:
+        if self.role is not None:
+            return self.role
+        if self.training.objective.needs_teacher:
+            return "distilled"
+        if self.training.objective.ce_target == "reference":
+            return "labels_only"
+        return "sequence_level"
