@@ -97,7 +97,9 @@ class ImportFunnel(Spec):
         parts = self.calls + self.duplicates + self.joined
         parts += sum(self.skipped.values()) + sum(self.quarantined.values())
         if parts != self.records:
-            raise ValueError(f"the import funnel does not add up: {parts} of {self.records} records")
+            raise ValueError(
+                f"the import funnel does not add up: {parts} of {self.records} records"
+            )
         return self
 
 

@@ -104,7 +104,7 @@ class RunSpec(Spec):
     group: str | None = None
     """Runs of one group are compared together."""
     role: RunRole | None = None
-    """Only `fine_tune` is set by hand (the product is a teacher); the rest follows from the objective."""
+    """Only `fine_tune` is set by hand (the product is a teacher); else the objective tells."""
 
     @property
     def effective_role(self) -> RunRole:

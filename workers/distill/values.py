@@ -27,9 +27,9 @@ class RenderedConversation:
 class TargetRows:
     """Teacher rows of one entry at T = 1, before decoding to a temperature.
 
-    One row per predicted position: row i belongs to the prediction of input_ids[i + 1]; R = L − 1.
+    One row per predicted position: row i predicts input_ids[i + 1]; R = L − 1.
     ids: [R, K] int64, rank order, padded with −1. logp: [R, K] float32, −inf where padded.
-    log_r: [R, G] float32, log of the mass outside the head per temperature of the grid (−inf: none).
+    log_r: [R, G] float32, log of the mass outside the head per grid temperature (−inf: none).
     entropy: [R] float32, nats at T = 1.
     """
 
@@ -57,8 +57,8 @@ class SparseTargets:
 class StudentBatch:
     """One micro-batch, right-padded; labels are already shifted: the only place that does so.
 
-    input_ids, attention_mask: [B, L]. positions: [N] flat indices into B·L of the hidden states that
-    predict; labels: [N] the ids they predict. teacher: rows for the same N, or None.
+    input_ids, attention_mask: [B, L]. positions: [N] flat indices into B·L of the hidden
+    states that predict; labels: [N] the ids they predict. teacher: rows for the same N, or None.
     alpha: [N] per-token weight of the teacher term (0 where no teacher row, 1 where no label).
     """
 
