@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from sqlalchemy import Engine, create_engine
 from sqlalchemy.orm import Session, sessionmaker
 
+CONNECTION_OPTIONS = "-c timezone=utc -c statement_timeout=60000"
+
 
 def make_engine(url: str, *, pool_size: int = 5) -> Engine:
     return create_engine(
@@ -13,7 +15,7 @@ def make_engine(url: str, *, pool_size: int = 5) -> Engine:
         pool_size=pool_size,
         max_overflow=pool_size,
         pool_pre_ping=True,
-        connect_args={"options": "-c timezone=utc -c statement_timeout=60000", "connect_timeout": 5},
+        connect_args={"options": CONNECTION_OPTIONS, "connect_timeout": 5},
     )
 
 

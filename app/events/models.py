@@ -10,7 +10,7 @@ from app.db.base import Base, HasId
 
 
 class RunEvent(HasId, Base):
-    """One thing that happened on a stream; `kind` is state, phase, progress, log, snapshot …"""
+    """One thing that happened on a stream; `kind` is state, phase, progress, log or snapshot."""
 
     __tablename__ = "run_events"
 

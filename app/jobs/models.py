@@ -55,13 +55,23 @@ class Job(HasId, HasCreated, Base):
     __table_args__ = (
         CheckConstraint(f"state in ({_STATES})", name="state"),
         UniqueConstraint("project_id", "idempotency_key"),
-        Index("ix_jobs_queue_next", "queue", "priority", "id", postgresql_where=text("state = 'queued'")),
-        Index("ix_jobs_active", "state", postgresql_where=text("state not in ('succeeded','failed','cancelled')")),
+        Index(
+            "ix_jobs_queue_next",
+            "queue",
+            "priority",
+            "id",
+            postgresql_where=text("state = 'queued'"),
+        ),
+        Index(
+            "ix_jobs_active",
+            "state",
+            postgresql_where=text("state not in ('succeeded','failed','cancelled')"),
+        ),
     )
 
 
 class JobLease(Base):
-    """Small and hot: heartbeats touch only this table. A row exists while an attempt holds the job."""
+    """Small and hot, the only table heartbeats touch; a row exists while an attempt holds."""
 
     __tablename__ = "job_leases"
     __table_args__ = {"postgresql_with": {"fillfactor": "50"}}  # noqa: RUF012

@@ -1,0 +1,63 @@
+"""Read events and points."""
+
+from collections.abc import Sequence
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from app.events.models import MetricPoint, RunEvent
+
+PAGE = 500
+
+
+def events_after(
+    session: Session, stream: str, after_id: int, *, limit: int = PAGE
+) -> Sequence[RunEvent]:
+    """Return a stream's events with an id above `after_id`, oldest first."""
+    return session.scalars(
+        select(RunEvent)
+        .where(RunEvent.stream == stream, RunEvent.id > after_id)
+        .order_by(RunEvent.id)
+        .limit(limit)
+    ).all()
+
+
+def last_event_id(session: Session, stream: str) -> int:
+    """Return where a page that renders the present state starts to follow."""
+    found = session.scalar(select(func.max(RunEvent.id)).where(RunEvent.stream == stream))
+    return found or 0
+
+
+def log_lines(session: Session, stream: str, *, limit: int = 200) -> Sequence[RunEvent]:
+    """Return the newest log events of a stream, oldest first."""
+    rows = session.scalars(
+        select(RunEvent)
+        .where(RunEvent.stream == stream, RunEvent.kind == "log")
+        .order_by(RunEvent.id.desc())
+        .limit(limit)
+    ).all()
+    return rows[::-1]
+
+
+def series(session: Session, job_ids: Sequence[int]) -> dict[str, list[tuple[int, float]]]:
+    """Return metric → [(step, value), …] over the given jobs, steps ascending."""
+    rows = session.execute(
+        select(MetricPoint.metric, MetricPoint.step, MetricPoint.value)
+        .where(MetricPoint.job_id.in_(job_ids))
+        .order_by(MetricPoint.metric, MetricPoint.step)
+    )
+    found: dict[str, list[tuple[int, float]]] = {}
+    for metric, step, value in rows:
+        found.setdefault(metric, []).append((step, value))
+    return found
+
+
+def latest(session: Session, job_ids: Sequence[int]) -> dict[str, tuple[int, float]]:
+    """Return each metric's newest (step, value) over the given jobs."""
+    rows = session.execute(
+        select(MetricPoint.metric, MetricPoint.step, MetricPoint.value)
+        .where(MetricPoint.job_id.in_(job_ids))
+        .distinct(MetricPoint.metric)
+        .order_by(MetricPoint.metric, MetricPoint.step.desc())
+    )
+    return {metric: (step, value) for metric, step, value in rows}
