@@ -101,7 +101,8 @@ def test_bootstrap_agrees_and_repeats() -> None:
     rng = np.random.default_rng(6)
     a, b = made(list(rng.random(200))), made(list(rng.random(200)))
     boot, line = bootstrap_difference(a, b, seed=1), paired_difference(a, b, proportion=False)
-    assert boot == bootstrap_difference(a, b, seed=1) or boot.low == pytest.approx(line.low)
+    again = bootstrap_difference(a, b, seed=1)
+    assert (boot.value, boot.low, boot.high) == (again.value, again.low, again.high)
     assert (boot.low, boot.high) == pytest.approx((line.low, line.high), abs=0.01)
 
 
@@ -120,10 +121,9 @@ def test_more_needed_only_where_the_interval_holds_zero() -> None:
 lists = st.lists(st.floats(0, 1), min_size=3, max_size=40)
 
 
-@given(lists, st.randoms(use_true_random=False))
-def test_interval_holds_the_value_and_swapping_negates(values: list[float], rng) -> None:
-    other = values.copy()
-    rng.shuffle(other)
+@given(lists, st.integers(1, 2))
+def test_interval_holds_the_value_and_swapping_negates(values: list[float], turn: int) -> None:
+    other = values[turn:] + values[:turn]
     a, b = made(values), made(other)
     e = level(a, proportion=True)
     assert e.low <= e.value + 1e-12
