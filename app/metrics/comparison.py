@@ -1,0 +1,238 @@
+"""Evaluations side by side: cells with intervals, differences with verdicts, one sentence."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from app.metrics.registry import METRICS
+from app.metrics.statistics import (
+    ClusterSums,
+    Estimate,
+    holm,
+    level,
+    paired_difference,
+    unpaired_difference,
+)
+from app.metrics.verdicts import Verdict, against_baseline, against_teacher, sentence
+
+EvaluationRole = Literal[
+    "teacher", "undistilled", "distilled", "labels_only", "sequence_level", "fine_tune"
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One value of the table, in the metric's stored unit; None: no interval."""
+
+    value: float
+    low: float | None
+    high: float | None
+    n: int
+    excluded: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """a − b on one metric, with its verdict."""
+
+    a: str
+    b: str
+    metric: str
+    value: float
+    low: float | None
+    high: float | None
+    n: int
+    verdict: Verdict
+    sentence: str
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationRow:
+    """One evaluation: what it measured, on which frozen set and clusters."""
+
+    name: str
+    role: EvaluationRole
+    sums: dict[str, ClusterSums]
+    set_version: int
+    clusters_key: str
+
+    def cells(self) -> dict[str, Cell]:
+        return {name: _cell(name, sums) for name, sums in self.sums.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Rows that may be compared, every difference, and what was left out."""
+
+    deciding_metric: str
+    tolerance: float
+    baseline: str | None
+    rows: tuple[EvaluationRow, ...]
+    differences: tuple[Difference, ...]
+    warnings: tuple[str, ...]
+    sentence: str
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the shape of `runs compare --json`."""
+        return {
+            "deciding_metric": self.deciding_metric,
+            "rows": [
+                {
+                    "name": row.name,
+                    "role": row.role,
+                    "cells": {
+                        name: {"value": c.value, "low": c.low, "high": c.high, "n": c.n}
+                        for name, c in row.cells().items()
+                    },
+                }
+                for row in self.rows
+            ],
+            "differences": [
+                {
+                    "a": d.a,
+                    "b": d.b,
+                    "metric": d.metric,
+                    "value": d.value,
+                    "low": d.low,
+                    "high": d.high,
+                    "n": d.n,
+                    "verdict": d.verdict,
+                }
+                for d in self.differences
+            ],
+        }
+
+    def difference(self, a: str, b: str, metric: str) -> Difference | None:
+        wanted = (a, b, metric)
+        return next((d for d in self.differences if (d.a, d.b, d.metric) == wanted), None)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _cell(name: str, sums: ClusterSums) -> Cell:
+    e = level(sums, proportion=METRICS[name].percent)
+    # No metric of an evaluation can be negative; rounding may leave a value just below 0.
+    low = e.low if math.isnan(e.low) else min(e.value, max(0.0, e.low))
+    return Cell(e.value, _finite(low), _finite(e.high), sums.n, sums.excluded)
+
+
+def _estimate(metric: str, a: ClusterSums, b: ClusterSums) -> Estimate:
+    if a.paired and b.paired:
+        return paired_difference(a, b, proportion=METRICS[metric].percent)
+    return unpaired_difference(a, b)
+
+
+def _default_baseline(rows: Sequence[EvaluationRow]) -> EvaluationRow | None:
+    for role in ("labels_only", "undistilled"):
+        for row in rows:
+            if row.role == role:
+                return row
+    return None
+
+
+def _comparable(rows: Sequence[EvaluationRow]) -> tuple[list[EvaluationRow], list[str]]:
+    """Keep the rows on the set of the teacher (else of the first row); say what is left out."""
+    if not rows:
+        return [], []
+    anchor = next((r for r in rows if r.role == "teacher"), rows[0])
+    kept, warnings = [], []
+    for row in rows:
+        if row.set_version != anchor.set_version:
+            warnings.append(
+                f"{row.name} is left out: it was evaluated on set version {row.set_version}, "
+                f"{anchor.name} on {anchor.set_version}. Evaluate it again on that version."
+            )
+        elif row.clusters_key != anchor.clusters_key:
+            warnings.append(
+                f"{row.name} is left out: it was evaluated on other conversations than "
+                f"{anchor.name}. Evaluate it again on the same ones."
+            )
+        else:
+            kept.append(row)
+    return kept, warnings
+
+
+def _against(
+    rows: Sequence[EvaluationRow], other: EvaluationRow, metric: str, *, tolerance: float | None
+) -> list[Difference]:
+    """Differences of the rows to one other row; a tolerance asks for within or outside."""
+    pairs = [r for r in rows if r is not other and metric in r.sums]
+    estimates = [_estimate(metric, r.sums[metric], other.sums[metric]) for r in pairs]
+    adjusted = holm([1.0 if math.isnan(e.p) else e.p for e in estimates])
+    found = []
+    for row, e, p in zip(pairs, estimates, adjusted, strict=True):
+        n = min(row.sums[metric].n, other.sums[metric].n)
+        verdict = (
+            against_baseline(metric, e, n, p)
+            if tolerance is None
+            else against_teacher(metric, e, n, tolerance)
+        )
+        text = sentence((row.name, other.name), metric, e, n, verdict, tolerance or 0.0)
+        found.append(
+            Difference(
+                row.name,
+                other.name,
+                metric,
+                e.value,
+                _finite(e.low),
+                _finite(e.high),
+                n,
+                verdict,
+                text,
+            )
+        )
+    return found
+
+
+def compare(
+    rows: Sequence[EvaluationRow],
+    *,
+    deciding_metric: str,
+    tolerance: float,
+    baseline: str | None = None,
+) -> Comparison:
+    """Compare each run with the teacher and with the baseline, on every metric.
+
+    `tolerance` is in the unit shown (points for percentages). Raises ValueError for an unknown
+    metric or a baseline that is not among the comparable rows.
+    """
+    if deciding_metric not in METRICS:
+        raise ValueError(
+            f"there is no metric {deciding_metric}; choose one of {', '.join(METRICS)}"
+        )
+    kept, warnings = _comparable(rows)
+    teacher = next((r for r in kept if r.role == "teacher"), None)
+    base = _default_baseline(kept)
+    if baseline is not None:
+        base = next((r for r in kept if r.name == baseline), None)
+        if base is None:
+            raise ValueError(f"{baseline} cannot be the baseline: it is not in this comparison")
+    runs = [r for r in kept if r is not teacher]
+    found: list[Difference] = []
+    for metric in METRICS:
+        if teacher is not None and metric in teacher.sums:
+            limit = tolerance if metric == deciding_metric else None
+            found += _against(runs, teacher, metric, tolerance=limit)
+        if base is not None and base is not teacher and metric in base.sums:
+            found += _against(runs, base, metric, tolerance=None)
+    name = base.name if base else None
+    text = _headline(runs, found, deciding_metric)
+    return Comparison(
+        deciding_metric, tolerance, name, tuple(kept), tuple(found), tuple(warnings), text
+    )
+
+
+def _headline(
+    runs: Sequence[EvaluationRow], found: Sequence[Difference], deciding_metric: str
+) -> str:
+    """Sentences on the first distilled run (else the first run), on the metric that decides."""
+    subject = next((r for r in runs if r.role == "distilled"), runs[0] if runs else None)
+    if subject is None:
+        return "There is nothing to compare yet: no run has been evaluated."
+    texts = [d.sentence for d in found if d.a == subject.name and d.metric == deciding_metric]
+    if not texts:
+        return f"{subject.name} is not compared: there is no other row."
+    return " ".join((*texts, "The verdict is about this checkpoint; another seed may differ."))

@@ -1,0 +1,227 @@
+"""Intervals from cluster sums: linearised ratio estimator, cluster-robust, t with G − 1."""
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.specs.evaluation import MetricSums
+
+Floats = NDArray[np.float64]
+TOO_FEW = 30
+_TINY = 1e-300
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterSums:
+    """One metric of one evaluation: sums, counts [G] in the set's cluster order."""
+
+    sums: Floats
+    counts: Floats
+    n: int
+    excluded: int = 0
+    paired: bool = True
+
+    @classmethod
+    def of(cls, spec: MetricSums) -> "ClusterSums":
+        return cls(
+            np.asarray(spec.sums, dtype=np.float64),
+            np.asarray(spec.counts, dtype=np.float64),
+            spec.n,
+            spec.excluded,
+            spec.paired,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A value with its interval; low and high are nan with fewer than two clusters."""
+
+    value: float
+    low: float
+    high: float
+    p: float = math.nan
+
+
+def _fraction(a: float, b: float, x: float) -> float:
+    """Continued fraction of the incomplete beta by Lentz's method (Numerical Recipes 6.4)."""
+    c, d = 1.0, 1.0 - (a + b) * x / (a + 1.0)
+    d = 1.0 / (d or _TINY)
+    h = d
+    for m in range(1, 20_000):
+        for term in (
+            m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m)),
+            -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1)),
+        ):
+            d = 1.0 / ((1.0 + term * d) or _TINY)
+            c = (1.0 + term / c) or _TINY
+            h *= d * c
+        if abs(d * c - 1.0) < 1e-16:  # noqa: PLR2004 - machine precision
+            break
+    return h
+
+
+def incomplete_beta(a: float, b: float, x: float) -> float:
+    """Return the regularised incomplete beta I_x(a, b), a, b > 0, 0 ≤ x ≤ 1."""
+    if x <= 0.0 or x >= 1.0:
+        return float(x >= 1.0)
+    log_front = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b)
+    front = math.exp(log_front + a * math.log(x) + b * math.log1p(-x))
+    if x < (a + 1.0) / (a + b + 2.0):
+        return front * _fraction(a, b, x) / a
+    return 1.0 - front * _fraction(b, a, 1.0 - x) / b
+
+
+def t_two_sided(t: float, df: float) -> float:
+    """Return P(|T| ≥ |t|) of Student's t."""
+    return incomplete_beta(df / 2.0, 0.5, df / (df + t * t))
+
+
+@lru_cache(maxsize=4096)
+def t_quantile(level: float, df: float) -> float:
+    """Return q with P(|T| ≤ q) = level (two-sided), by bisection."""
+    low, high = 0.0, 1.0
+    while t_two_sided(high, df) > 1.0 - level:
+        high *= 2.0
+    for _ in range(100):
+        middle = (low + high) / 2.0
+        if t_two_sided(middle, df) > 1.0 - level:
+            low = middle
+        else:
+            high = middle
+    return (low + high) / 2.0
+
+
+def clopper_pearson(hits: float, n: float, level: float = 0.95) -> tuple[float, float]:
+    """Return the exact binomial interval (Clopper & Pearson 1934)."""
+    tail = (1.0 - level) / 2.0
+
+    def quantile(a: float, b: float, p: float) -> float:
+        low, high = 0.0, 1.0
+        for _ in range(100):
+            middle = (low + high) / 2.0
+            low, high = (middle, high) if incomplete_beta(a, b, middle) < p else (low, middle)
+        return (low + high) / 2.0
+
+    low = 0.0 if hits <= 0 else quantile(hits, n - hits + 1, tail)
+    high = 1.0 if hits >= n else quantile(hits + 1, n - hits, 1.0 - tail)
+    return low, high
+
+
+def _residuals(a: ClusterSums) -> tuple[float, Floats]:
+    """Value and linearised contributions [G]: (s − v c) / Σ c."""
+    total = float(a.counts.sum())
+    value = float(a.sums.sum()) / total if total else math.nan
+    return value, (a.sums - value * a.counts) / total if total else a.sums * math.nan
+
+
+def _error(contributions: Floats, groups: int) -> float:
+    return math.sqrt(groups / (groups - 1) * float(np.square(contributions).sum()))
+
+
+def level(a: ClusterSums, *, proportion: bool, confidence: float = 0.95) -> Estimate:
+    """Return Σ sums / Σ counts with its interval; never zero wide for a proportion."""
+    value, parts = _residuals(a)
+    groups = int((a.counts > 0).sum())
+    if groups < 2 or math.isnan(value):  # noqa: PLR2004 - a variance needs two clusters
+        return Estimate(value, math.nan, math.nan)
+    error = _error(parts, groups)
+    if proportion and error < 1e-12:  # noqa: PLR2004 - rounding of a zero variance
+        low, high = clopper_pearson(value * groups, groups, confidence)
+        return Estimate(value, min(low, value), max(high, value))
+    half = t_quantile(confidence, groups - 1) * error
+    low, high = value - half, value + half
+    return (
+        Estimate(value, max(low, 0.0), min(high, 1.0)) if proportion else Estimate(value, low, high)
+    )
+
+
+def paired_difference(
+    a: ClusterSums, b: ClusterSums, *, proportion: bool, confidence: float = 0.95
+) -> Estimate:
+    """Return a − b on the same clusters; the clusters' contributions are differenced."""
+    if a.sums.shape != b.sums.shape:
+        raise ValueError("a paired difference needs the same clusters in the same order")
+    (va, ua), (vb, ub) = _residuals(a), _residuals(b)
+    groups = int(((a.counts > 0) | (b.counts > 0)).sum())
+    value = va - vb
+    if groups < 2 or math.isnan(value):  # noqa: PLR2004 - a variance needs two clusters
+        return Estimate(value, math.nan, math.nan)
+    error = _error(ua - ub, groups)
+    quantile = t_quantile(confidence, groups - 1)
+    if proportion and error < 1e-12:  # noqa: PLR2004 - rounding of a zero variance
+        # No cluster differs from the rest: the exact bound for 0 of G, to either side.
+        error = clopper_pearson(0, groups, confidence)[1] / quantile
+    return _around(value, error, groups - 1, confidence, 1.0 if proportion else math.inf)
+
+
+def unpaired_difference(a: ClusterSums, b: ClusterSums, *, confidence: float = 0.95) -> Estimate:
+    """Return a − b of independent measurements (speeds): Welch's t."""
+    (va, ua), (vb, ub) = _residuals(a), _residuals(b)
+    ga, gb = int((a.counts > 0).sum()), int((b.counts > 0).sum())
+    if min(ga, gb) < 2:  # noqa: PLR2004 - a variance needs two clusters
+        return Estimate(va - vb, math.nan, math.nan)
+    qa, qb = _error(ua, ga) ** 2, _error(ub, gb) ** 2
+    bottom = qa**2 / (ga - 1) + qb**2 / (gb - 1)
+    df = (qa + qb) ** 2 / bottom if bottom else float(ga + gb - 2)
+    return _around(va - vb, math.sqrt(qa + qb), df, confidence, math.inf)
+
+
+def _around(value: float, error: float, df: float, confidence: float, bound: float) -> Estimate:
+    half = t_quantile(confidence, df) * error
+    p = (t_two_sided(value / error, df) if error else float(value == 0)) if value else 1.0
+    return Estimate(value, max(value - half, -bound), min(value + half, bound), p)
+
+
+def difference_table(
+    sums: Floats, counts: Floats, baseline: int, confidence: float = 0.95
+) -> tuple[Floats, Floats, Floats]:
+    """Return value, low, high [E] of every evaluation minus the baseline; sums, counts [E, G]."""
+    totals = counts.sum(axis=1, keepdims=True)
+    values = sums.sum(axis=1, keepdims=True) / totals
+    parts = (sums - values * counts) / totals
+    parts = parts - parts[baseline]
+    groups = ((counts > 0) | (counts[baseline] > 0)).sum(axis=1)
+    errors = np.sqrt(groups / (groups - 1) * np.square(parts).sum(axis=1))
+    half = np.array([t_quantile(confidence, int(g) - 1) for g in groups]) * errors
+    delta = values[:, 0] - values[baseline, 0]
+    return delta, delta - half, delta + half
+
+
+def bootstrap_difference(
+    a: ClusterSums,
+    b: ClusterSums,
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
+    confidence: float = 0.95,
+) -> Estimate:
+    """Return a − b with the percentile interval of a paired bootstrap over clusters."""
+    groups = a.sums.size
+    weights = np.random.default_rng(seed).multinomial(
+        groups, np.full(groups, 1.0 / groups), size=resamples
+    )
+    draws = weights @ a.sums / (weights @ a.counts) - weights @ b.sums / (weights @ b.counts)
+    tail = (1.0 - confidence) / 2.0
+    low, high = np.quantile(draws, [tail, 1.0 - tail])
+    return Estimate(_residuals(a)[0] - _residuals(b)[0], float(low), float(high))
+
+
+def holm(p_values: list[float]) -> list[float]:
+    """Return Holm's (1979) adjusted p-values in the given order."""
+    order = sorted(range(len(p_values)), key=p_values.__getitem__)
+    adjusted, running = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(order):
+        running = max(running, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = running
+    return adjusted
+
+
+def more_needed(estimate: Estimate, n: int) -> int | None:
+    """Return about how many more conversations would make this difference leave out 0."""
+    half = (estimate.high - estimate.low) / 2.0
+    if not estimate.value or math.isnan(half) or half <= abs(estimate.value):
+        return None
+    return math.ceil(n * ((half / estimate.value) ** 2 - 1.0))

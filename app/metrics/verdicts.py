@@ -1,0 +1,76 @@
+"""Verdict words and sentences: they follow from the interval (and Holm) alone."""
+
+import math
+from typing import Literal
+
+from app.metrics.formatting import MINUS, metric_delta, number
+from app.metrics.registry import METRICS
+from app.metrics.statistics import TOO_FEW, Estimate, more_needed
+
+Verdict = Literal[
+    "better", "worse", "no evidence", "within", "outside", "not proven", "too few", "not compared"
+]
+
+
+def against_baseline(metric: str, e: Estimate, n: int, adjusted_p: float) -> Verdict:
+    """Better or worse when the interval leaves out 0 and Holm's p agrees."""
+    direction = METRICS[metric].direction
+    if math.isnan(e.low) or direction == "none":
+        return "not compared"
+    if n < TOO_FEW:
+        return "too few"
+    if e.low <= 0 <= e.high or adjusted_p >= 0.05:  # noqa: PLR2004 - the 5 % level
+        return "no evidence"
+    return "better" if (e.value > 0) == (direction == "higher") else "worse"
+
+
+def against_teacher(metric: str, e: Estimate, n: int, tolerance: float) -> Verdict:
+    """Whole interval above −tolerance: within; wholly below: outside. Tolerance as shown."""
+    direction = METRICS[metric].direction
+    if math.isnan(e.low) or direction == "none":
+        return "not compared"
+    if n < TOO_FEW:
+        return "too few"
+    low, high = (e.low, e.high) if direction == "higher" else (-e.high, -e.low)
+    limit = -tolerance / METRICS[metric].scale
+    if low > limit:
+        return "within"
+    return "outside" if high < limit else "not proven"
+
+
+def tolerance_words(metric: str, tolerance: float) -> str:
+    m = METRICS[metric]
+    text = f"{tolerance:g}".replace("-", MINUS)
+    unit = ("point" if tolerance == 1 else "points") if m.percent else m.unit
+    return f"{text} {unit}".strip()
+
+
+def sentence(
+    names: tuple[str, str], metric: str, e: Estimate, n: int, verdict: Verdict, tolerance: float
+) -> str:
+    """Return one plain sentence with number, interval and n."""
+    a, b = names
+    label = METRICS[metric].label
+    words = tolerance_words(metric, tolerance)
+    if verdict == "too few":
+        return f"n\u00a0{number(n)} is too few to compare {a} with {b}; at least 30 are needed."
+    if verdict == "not compared":
+        return f"{a} and {b} are not compared on {label}: there is no interval."
+    figures = (
+        f"{metric_delta(metric, e.value)}, 95\u00a0% interval {metric_delta(metric, e.low)} to "
+        f"{metric_delta(metric, e.high)}, n\u00a0{number(n)}"
+    )
+    heads = {
+        "within": f"{a} is within {words} of {b} on {label}",
+        "outside": f"{a} is outside {words} of {b} on {label}",
+        "not proven": f"It is not proven that {a} is within {words} of {b} on {label}",
+        "better": f"{a} is better than {b} on {label}",
+        "worse": f"{a} is worse than {b} on {label}",
+        "no evidence": f"{a} and {b} cannot be told apart on {label}",
+    }
+    text = f"{heads[verdict]}: {figures}."
+    more = more_needed(e, n) if verdict == "no evidence" else None
+    if more is not None:
+        rounded = round(more, 3 - len(str(more))) if more >= 1000 else more  # noqa: PLR2004 - three digits say enough
+        text = f"{text[:-1]}; about {number(rounded)} more conversations would be needed."
+    return text
