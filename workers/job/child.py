@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import traceback
+from errno import ENOSPC
 from pathlib import Path
 
 import orjson
@@ -76,8 +77,7 @@ def _as_event(error: Exception) -> ErrorEvent:
     text = str(error)
     if "out of memory" in text.lower():
         return ErrorEvent(error="out_of_memory", message=OUT_OF_MEMORY)
-    if isinstance(error, OSError) and error.errno == 28:  # noqa: PLR2004 - ENOSPC
-        return ErrorEvent(
-            error="disk_full", message=f"The disk is full: {text}. Free space, retry."
-        )
+    if isinstance(error, OSError) and error.errno == ENOSPC:
+        message = f"The disk is full: {text}. Free space, then retry."
+        return ErrorEvent(error="disk_full", message=message)
     return ErrorEvent(error=type(error).__name__, message=f"{type(error).__name__}: {text}")

@@ -5,10 +5,10 @@ import os
 import queue
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +24,13 @@ STDERR_LINES = 40
 class Child:
     """Spawned from the supervisor's main thread; the whole group is killed, never a part."""
 
-    def __init__(self, kind: str, request: dict[str, Any], *, root: Path) -> None:
+    def __init__(self, command: Sequence[str], request: dict[str, Any], *, root: Path) -> None:
         life_read, self._life_write = os.pipe()
         os.set_inheritable(life_read, True)
         self.events: queue.SimpleQueue[Spec | None] = queue.SimpleQueue()
         self.stderr: deque[str] = deque(maxlen=STDERR_LINES)
-        self._killed_for_deadline = False
-        self.process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-            [sys.executable, "-m", "workers.tasks", kind],
+        self.process = subprocess.Popen(  # noqa: S603 - our own interpreter and modules
+            command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -3,6 +3,7 @@
 import queue
 import shutil
 import socket
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -38,7 +39,7 @@ log = structlog.get_logger()
 
 @dataclass
 class Supervisor:
-    """One worker's hands. `drain` is set when the worker was asked to go."""
+    """One worker's hands. `should_drain` tells that it was asked to go."""
 
     task_of: Callable[[str], Task]
     factory: sessionmaker[Session]
@@ -46,7 +47,8 @@ class Supervisor:
     settings: Settings
     queue: Queue
     worker: str
-    drain: bool = False
+    should_drain: Callable[[], bool] = lambda: False
+    child_module: str = "workers.tasks"
     host: str = field(default_factory=socket.gethostname)
 
     def run_next(self) -> bool:
@@ -60,7 +62,11 @@ class Supervisor:
                 lease_seconds=self.settings.lease_seconds,
             )
             lease.seen(
-                session, self.worker, self.queue, host=self.host, job_id=held and held.job_id
+                session,
+                self.worker,
+                self.queue,
+                host=self.host,
+                job_id=held.job_id if held else None,
             )
         self.broker.send(take_signals(session))
         if held is None:
@@ -100,7 +106,8 @@ class JobHand:
         except AppError as error:
             self._fail(ErrorEvent(error=type(error).__name__, message=error.message))
             return
-        child = Child(self.held.kind, self._request(inputs), root=ROOT)
+        command = [sys.executable, "-m", self.sup.child_module, self.held.kind]
+        child = Child(command, self._request(inputs), root=ROOT)
         try:
             self._watch(child)
             code = child.process.wait()
@@ -125,7 +132,7 @@ class JobHand:
             if self.spool or beat_due:
                 last_beat = time.monotonic()
                 self._write(child)
-            if self.sup.drain and self.stop_deadline is None:
+            if self.sup.should_drain() and self.stop_deadline is None:
                 self._ask_to_stop(child, self.sup.settings.keep_seconds)
             if ended:
                 return
@@ -199,7 +206,7 @@ class JobHand:
 
     def _finish(self, child: Child, code: int) -> None:
         if isinstance(self.outcome, ResultEvent) and self.cancel_mode != "discard":
-            if self.sup.drain and self.cancel_mode is None and code != 0:
+            if self.sup.should_drain() and self.cancel_mode is None and code != 0:
                 self._drained()
                 return
             self._succeed(self.outcome.payload)
@@ -207,7 +214,7 @@ class JobHand:
             self._fail(self.outcome, exit_code=code)
         elif self.cancel_mode is not None:
             self._fail(ErrorEvent(error="cancelled", message="Cancelled."), exit_code=code)
-        elif self.sup.drain:
+        elif self.sup.should_drain():
             self._drained()
         else:
             self._lost(child, code)
