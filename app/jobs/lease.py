@@ -146,7 +146,7 @@ def set_progress(session: Session, held: Claim, progress: dict[str, Any]) -> Non
 
 
 def made_progress(session: Session, held: Claim) -> None:
-    """A snapshot or a finished part: losing the worker now does not count towards giving up."""
+    """Note a snapshot or finished part: a loss from here on counts from zero again."""
     session.execute(update(Job).where(Job.id == held.job_id).values(lost_in_a_row=0))
 
 

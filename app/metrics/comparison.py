@@ -114,7 +114,9 @@ def _finite(value: float) -> float | None:
 
 def _cell(name: str, sums: ClusterSums) -> Cell:
     e = level(sums, proportion=METRICS[name].percent)
-    return Cell(e.value, _finite(e.low), _finite(e.high), sums.n, sums.excluded)
+    # No metric of an evaluation can be negative; rounding may leave a value just below 0.
+    low = e.low if math.isnan(e.low) else min(e.value, max(0.0, e.low))
+    return Cell(e.value, _finite(low), _finite(e.high), sums.n, sums.excluded)
 
 
 def _estimate(metric: str, a: ClusterSums, b: ClusterSums) -> Estimate:
@@ -231,4 +233,6 @@ def _headline(
     if subject is None:
         return "There is nothing to compare yet: no run has been evaluated."
     texts = [d.sentence for d in found if d.a == subject.name and d.metric == deciding_metric]
-    return " ".join(texts) or f"{subject.name} is not compared: there is no other row."
+    if not texts:
+        return f"{subject.name} is not compared: there is no other row."
+    return " ".join((*texts, "The verdict is about this checkpoint; another seed may differ."))

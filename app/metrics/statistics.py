@@ -1,4 +1,4 @@
-"""Intervals from cluster sums: ratio estimator, cluster-robust linearised variance, t with G − 1."""
+"""Intervals from cluster sums: linearised ratio estimator, cluster-robust, t with G − 1."""
 
 import math
 from dataclasses import dataclass

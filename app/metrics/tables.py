@@ -16,7 +16,7 @@ from app.metrics.formatting import (
 )
 from app.metrics.registry import METRICS
 
-_NUMERIC = re.compile(r"[+-]?[\d,]*\.?\d+")
+_NUMERIC = re.compile(r"[+-]?[\d,]*\.?\d+(e[+-]?\d+)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +56,25 @@ def comparison_table(comparison: Comparison) -> Table:
         rows.append(tuple(line))
     headers += ["Against the teacher", f"Against {comparison.baseline or 'a baseline'}"]
     return Table(tuple(headers), tuple(rows), (comparison.sentence, *comparison.warnings))
+
+
+def figures_table(comparison: Comparison) -> Table:
+    """One row per evaluation and metric in stored units, every figure in an own column."""
+    headers = ("name", "role", "metric", "value", "low", "high", "n", "excluded")
+    rows = [
+        (
+            *(row.name, row.role, name),
+            *(_figure(v) for v in (c.value, c.low, c.high)),
+            *(str(c.n), str(c.excluded)),
+        )
+        for row in comparison.rows
+        for name, c in row.cells().items()
+    ]
+    return Table(headers, tuple(rows), comparison.warnings)
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.10g}"
 
 
 def to_csv(table: Table) -> str:

@@ -71,6 +71,6 @@ def sentence(
     text = f"{heads[verdict]}: {figures}."
     more = more_needed(e, n) if verdict == "no evidence" else None
     if more is not None:
-        rounded = round(more, 1 - len(str(more)) + 2) if more >= 1000 else more  # noqa: PLR2004 - three digits say enough
+        rounded = round(more, 3 - len(str(more))) if more >= 1000 else more  # noqa: PLR2004 - three digits say enough
         text = f"{text[:-1]}; about {number(rounded)} more conversations would be needed."
     return text

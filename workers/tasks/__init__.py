@@ -1,1 +1,1 @@
-"""tasks."""
+"""Thin adapters between jobs and the cores: one module a family, found by `registry`."""

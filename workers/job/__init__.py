@@ -1,0 +1,1 @@
+"""Claim a job, run its body in a child process, finish: load → compute → apply."""

@@ -1,0 +1,83 @@
+"""The child process: reads its inputs, runs the body, reports one value a line."""
+
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+import threading
+import traceback
+from errno import ENOSPC
+from pathlib import Path
+
+import orjson
+
+from app.errors import AppError
+from app.specs.events import ErrorEvent, ResultEvent
+from workers.job.task import BodyContext, Task, UserError
+from workers.sinks import PipeCallbacks, open_event_pipe
+
+PR_SET_PDEATHSIG = 1
+EXIT_STOPPED = 75
+
+
+def die_with_parent(life_pipe: int) -> None:
+    """Die when the supervisor dies: by signal where Linux gives one, else on EOF of a pipe."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+    def watch() -> None:
+        os.read(life_pipe, 1)
+        os.killpg(os.getpgid(0), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def run_child(task: Task) -> int:
+    """Run a task's body with the request on stdin; return the exit status."""
+    pipe = open_event_pipe()
+    callbacks = PipeCallbacks(pipe)
+    request = orjson.loads(sys.stdin.buffer.read())
+    die_with_parent(request["life_pipe"])
+    context = BodyContext(
+        workdir=Path(request["workdir"]),
+        blobs=Path(request["blobs"]),
+        snapshots=tuple((step, Path(folder), sha) for step, folder, sha in request["snapshots"]),
+        callbacks=callbacks,
+    )
+    try:
+        result = task.run(task.inputs.model_validate(request["inputs"]), context)
+    except MemoryError:
+        callbacks.send(ErrorEvent(error="out_of_memory", message=OUT_OF_MEMORY))
+        return 1
+    except (UserError, AppError) as error:
+        callbacks.send(ErrorEvent(error=type(error).__name__, message=str(error)))
+        return 1
+    except Exception as error:  # noqa: BLE001 - the boundary: anything else is a bug with a trace
+        traceback.print_exc()
+        callbacks.log(traceback.format_exc(limit=-6), "error")
+        callbacks.send(_as_event(error))
+        return 1
+    callbacks.send(ResultEvent(payload=result))
+    with contextlib.suppress(OSError):
+        pipe.close()
+    return EXIT_STOPPED if callbacks.should_stop() else 0
+
+
+OUT_OF_MEMORY = (
+    "The body ran out of memory. Take a smaller micro-batch, shorter conversations "
+    "or a machine with more memory."
+)
+
+
+def _as_event(error: Exception) -> ErrorEvent:
+    """Name what the cores name themselves; call the rest an internal error."""
+    named = any(base.__name__ in {"DistillError", "IngestError"} for base in type(error).__mro__)
+    if named:
+        return ErrorEvent(error=type(error).__name__, message=str(error))
+    text = str(error)
+    if "out of memory" in text.lower():
+        return ErrorEvent(error="out_of_memory", message=OUT_OF_MEMORY)
+    if isinstance(error, OSError) and error.errno == ENOSPC:
+        message = f"The disk is full: {text}. Free space, then retry."
+        return ErrorEvent(error="disk_full", message=message)
+    return ErrorEvent(error=type(error).__name__, message=f"{type(error).__name__}: {text}")
