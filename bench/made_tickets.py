@@ -59,6 +59,7 @@ INTENTS = {
 }
 OPENERS = ("", "Hi, ", "Hello, ", "Good morning. ", "Dear team, ", "Hey, ", "Sorry to bother you, ")
 ORDERS = (" (order {order})", ", order {order}", ". Order number {order}", " – my order is {order}")
+ORDER_SHARE = 0.7
 URGENCY = {
     "high": (". This is urgent", ". I need an answer today", ". Please hurry", ". At once, please"),
     "normal": ("", ". Thanks", ". Kind regards", ". Let me know"),
@@ -98,7 +99,7 @@ def made_tickets(count: int, *, seed: int = 0) -> Iterator[Conversation]:
 def _ticket(rng: random.Random) -> tuple[str, dict[str, Any]]:
     intent, item = rng.choice(sorted(INTENTS)), rng.choice(sorted(PRODUCTS))
     priority = rng.choice(("high", "normal", "normal", "low"))
-    order = rng.randrange(10, 1000) if rng.random() < 0.7 else None
+    order = rng.randrange(10, 1000) if rng.random() < ORDER_SHARE else None
     text = rng.choice(OPENERS) + rng.choice(INTENTS[intent]).format(
         product=rng.choice(PRODUCTS[item])
     )

@@ -7,7 +7,7 @@ import os
 import shutil
 import struct
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from math import prod
 from pathlib import Path
 from typing import Any, Literal
@@ -53,7 +53,7 @@ def load_model(
     """
     weight_files(folder)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             str(folder),
             dtype=getattr(torch, dtype),
             attn_implementation=attention,
@@ -104,11 +104,13 @@ def published(folder: Path) -> Iterator[Path]:
         for path in sorted(temporary.rglob("*")):
             sync(path)
         sync(temporary)
-        if folder.exists():
-            shutil.rmtree(folder)
         temporary.chmod(0o755)
+        old = temporary.with_name(f"{temporary.name}.old")
+        if folder.exists():
+            folder.rename(old)
         temporary.rename(folder)
         sync(folder.parent)
+        shutil.rmtree(old, ignore_errors=True)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -257,7 +259,7 @@ def convert_gguf(path: Path, target: Path, callbacks: Callbacks) -> None:
         # A folder of its own, so that nothing beside the file is read.
         (Path(scratch) / path.name).symlink_to(path.resolve())
         try:
-            original = AutoModelForCausalLM.from_pretrained(
+            original: Any = AutoModelForCausalLM.from_pretrained(
                 scratch, gguf_file=path.name, dtype=torch.float32, trust_remote_code=False
             )
         except Exception as error:
@@ -272,7 +274,7 @@ def convert_gguf(path: Path, target: Path, callbacks: Callbacks) -> None:
     facts = original.config.to_dict()
     for name in ("quantization_config", "_name_or_path", "dtype", "torch_dtype"):
         facts.pop(name, None)
-    fresh = LlamaForCausalLM(LlamaConfig(**facts))
+    fresh: Any = LlamaForCausalLM(LlamaConfig(**facts))
     fresh.load_state_dict(original.state_dict())
     fresh.eval()
     for name in ("eos_token_id", "bos_token_id", "pad_token_id"):
@@ -306,12 +308,9 @@ def download_hub(
     callbacks.phase("download")
     api = HfApi(token=token)
     try:
-        info = api.repo_info(repo_id, revision=revision, files_metadata=True, timeout=20)
+        info = api.model_info(repo_id, revision=revision, files_metadata=True, timeout=20)
         sizes = {s.rfilename: s.size or 0 for s in info.siblings or [] if _wanted(s.rfilename)}
-        if not any(name.endswith(".safetensors") for name in sizes):
-            raise CheckpointError(
-                f"{repo_id} has no safetensors at {revision}. Pick a repository that has."
-            )
+        _require_safetensors(repo_id, revision, sizes)
         done, total = 0, sum(sizes.values())
         for name in sorted(sizes, key=lambda n: (sizes[n], n)):
             callbacks.progress(done, total, "bytes")
@@ -336,6 +335,13 @@ def download_hub(
         raise
     shutil.rmtree(target / ".cache", ignore_errors=True)
     return str(info.sha)
+
+
+def _require_safetensors(repo_id: str, revision: str, names: Iterable[str]) -> None:
+    if not any(name.endswith(".safetensors") for name in names):
+        raise CheckpointError(
+            f"{repo_id} has no safetensors at {revision}. Pick a repository that has."
+        )
 
 
 def _offline(repo_id: str, error: Exception) -> HubUnavailableError:

@@ -42,8 +42,10 @@ class Batches(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TrainResult:
-    """What a training left. `folder` is a checkpoint: the best weights by validation loss, or the
-    last where nothing was validated; None after a stop (then only snapshots lie in the workdir).
+    """What a training left.
+
+    `folder` is a checkpoint: the best weights by validation loss, or the last where nothing was
+    validated; None after a stop (then only snapshots lie in the workdir).
     """
 
     steps: int
@@ -228,7 +230,7 @@ class Trainer:
         return state.cursor
 
 
-def train(
+def train(  # noqa: PLR0913 - a core's entry: inputs, spec, where things go
     model: Any,
     batches: Batches,
     spec: TrainingSpec,

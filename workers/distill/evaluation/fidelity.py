@@ -49,7 +49,7 @@ def fidelity(
         batch = collate([rendered[i] for i in chosen])
         rows = torch.cat(list(_rows(heads, batch, vocabulary)))
         counts = [int(rendered[i].target_mask[1:].sum()) for i in chosen]
-        for index, part in zip(chosen, rows.split(counts), strict=True):
+        for index, part in zip(chosen, torch.split(rows, counts), strict=True):
             kl, agreements = part.sum(0).tolist()
             out[index] = Fidelity(kl=kl, agreements=int(agreements), tokens=len(part))
         callbacks.progress(len(out), len(rendered), "conversations")

@@ -51,7 +51,7 @@ class _Result:
     fidelity: Fidelity | None
 
 
-def run_evaluation(
+def run_evaluation(  # noqa: PLR0913 - a core's entry: inputs, specs, where results go
     model: Any,
     tokenizer: Any,
     conversations: Sequence[Conversation],

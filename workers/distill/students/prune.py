@@ -98,7 +98,7 @@ def _check(model: Any, spec: PruneSpec) -> _Shape:
         config.num_key_value_heads,
     )
     heads = spec.heads or full.heads
-    kv_heads = spec.kv_heads or min(full.kv_heads, heads)
+    kv_heads = int(spec.kv_heads or min(full.kv_heads, heads))
     shape = _Shape(
         spec.depth or full.depth,
         spec.width or full.width,
