@@ -274,7 +274,8 @@ def convert_gguf(path: Path, target: Path, callbacks: Callbacks) -> None:
     facts = original.config.to_dict()
     for name in ("quantization_config", "_name_or_path", "dtype", "torch_dtype"):
         facts.pop(name, None)
-    fresh: Any = LlamaForCausalLM(LlamaConfig(**facts))
+    llama: Any = LlamaForCausalLM
+    fresh = llama(LlamaConfig(**facts))
     fresh.load_state_dict(original.state_dict())
     fresh.eval()
     for name in ("eos_token_id", "bos_token_id", "pad_token_id"):
@@ -284,7 +285,7 @@ def convert_gguf(path: Path, target: Path, callbacks: Callbacks) -> None:
         setattr(fresh.generation_config, name, number)
     probe = torch.arange(16)[None] % fresh.config.vocab_size
     with torch.inference_mode():
-        same = torch.equal(original.eval()(input_ids=probe).logits, fresh(input_ids=probe).logits)
+        same = torch.equal(original(input_ids=probe).logits, fresh(input_ids=probe).logits)
     if not same:
         raise CheckpointError(f"{path.name} converts to other logits. Take the safetensors.")
     save_checkpoint(fresh, tokenizer, target)
@@ -330,7 +331,7 @@ def download_hub(
         # No route, no name, a proxy: httpx errors arrive wrapped in either type.
         raise _offline(repo_id, error) from error
     except Exception as error:
-        if type(error).__module__.split(".")[0] in ("httpx", "httpcore", "huggingface_hub"):
+        if type(error).__module__.startswith(("httpx", "httpcore", "huggingface_hub")):
             raise _offline(repo_id, error) from error
         raise
     shutil.rmtree(target / ".cache", ignore_errors=True)

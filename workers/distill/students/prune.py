@@ -95,7 +95,7 @@ def _check(model: Any, spec: PruneSpec) -> _Shape:
         config.hidden_size,
         config.intermediate_size,
         config.num_attention_heads,
-        config.num_key_value_heads,
+        int(config.num_key_value_heads or config.num_attention_heads),
     )
     heads = spec.heads or full.heads
     kv_heads = int(spec.kv_heads or min(full.kv_heads, heads))

@@ -8,8 +8,14 @@ import torch
 from app.specs.checkpoint import PruneSpec
 from tests.workers.distill import tiny
 from workers.distill.callbacks import Silent
-from workers.distill.checkpoints import import_folder, load_model, read_card, save_checkpoint
-from workers.distill.errors import CheckpointError, PruneError
+from workers.distill.checkpoints import (
+    download_hub,
+    import_folder,
+    load_model,
+    read_card,
+    save_checkpoint,
+)
+from workers.distill.errors import CheckpointError, HubUnavailableError, PruneError
 from workers.distill.students.advice import compression
 from workers.distill.students.prune import layers_to_keep, prune
 
@@ -97,3 +103,14 @@ def test_import_copies_no_code_and_refuses_pickles(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"pytorch_model\.bin .* pickle"):
         import_folder(tmp_path / "a", tmp_path / "c", Silent())
     assert not (tmp_path / "c").exists()
+
+
+def test_a_hub_out_of_reach_is_one_clear_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(HubUnavailableError, match=r"could not be reached for a/b .* local folder"):
+        download_hub("a/b", "main", None, tmp_path / "x", Silent())
+    with pytest.raises(HubUnavailableError, match="Write owner/name"):
+        download_hub("a/b/c", "main", None, tmp_path / "x", Silent())
+    assert not (tmp_path / "x").exists()
