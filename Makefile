@@ -30,5 +30,9 @@ types: setup
 test: lint types
 	$(BIN)/python -m pytest
 
+# Apply small breakages one at a time: each must make the tests fail.
+mutants: setup
+	$(BIN)/python -m bench.mutants
+
 clean:
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
