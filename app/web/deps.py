@@ -98,7 +98,13 @@ def _session(request: Request) -> Iterator[Session]:
 # scope="function" ends the dependency before the response is sent: a failed commit is an error.
 get_session = Depends(_session, scope="function")
 SessionDep = Annotated[Session, get_session]
-SettingsDep = Annotated[Settings, Depends(lambda request: services(request).settings)]
+
+
+def _settings(request: Request) -> Settings:
+    return services(request).settings
+
+
+SettingsDep = Annotated[Settings, Depends(_settings)]
 
 
 def cookie_name(settings: Settings) -> str:
