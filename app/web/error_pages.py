@@ -1,0 +1,92 @@
+"""One place that turns an error into a page, an htmx answer (a toast) or JSON."""
+
+import json
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import quote
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, RedirectResponse, Response
+
+from app.errors import AppError, NotSignedIn
+from app.web.forms import field_errors
+from app.web.templating import is_htmx, render
+
+SERVER_ERROR = 500
+WORDS = {
+    404: ("Not here", "There is nothing at this address."),
+    405: ("Not allowed here", "This address does not take this kind of request."),
+    400: ("The request is not well-formed", "The server could not read the request."),
+}
+UNKNOWN = ("Something failed on our side", "It was logged under the request id below.")
+
+
+def wants_json(request: Request) -> bool:
+    if request.url.path.startswith("/api/"):
+        return True
+    accept = request.headers.get("accept", "")
+    return "application/json" in accept and "text/html" not in accept
+
+
+def _describe(error: Exception) -> tuple[int, str, str, dict[str, str]]:
+    """Return status, title, sentence and field errors."""
+    if isinstance(error, AppError):
+        return error.status, error.title, error.message, error.fields
+    if isinstance(error, RequestValidationError):
+        fields = field_errors(error.errors())
+        text = " ".join(f"{name}: {message}" for name, message in fields.items())
+        return 422, "Something in the request needs a change", text, fields
+    if isinstance(error, HTTPException):
+        title, text = WORDS.get(error.status_code, (HTTPStatus(error.status_code).phrase, ""))
+        return error.status_code, title, text, {}
+    return SERVER_ERROR, *UNKNOWN, {}
+
+
+def _sign_in(request: Request, error: NotSignedIn) -> Response:
+    """Send a person to the sign-in page and back; htmx follows by a full page load."""
+    page = request.url.path
+    if request.url.query:
+        page += f"?{request.url.query}"
+    if is_htmx(request):
+        current = request.headers.get("HX-Current-URL", "")
+        page = "/" + current.partition("://")[2].partition("/")[2] if current else page
+        target = f"/sign-in?next={quote(page, safe='')}"
+        return Response(status_code=error.status, headers={"HX-Redirect": target})
+    target = "/sign-in" if page == "/" else f"/sign-in?next={quote(page, safe='')}"
+    return RedirectResponse(target, status_code=303)
+
+
+def show_error(request: Request, error: Exception) -> Response:
+    """Answer an error in the form the caller can use."""
+    status, title, text, fields = _describe(error)
+    request_id: str = getattr(request.state, "request_id", "")
+    name = type(error).__name__ if isinstance(error, AppError) else "Error"
+    extra = dict(getattr(error, "headers", None) or {})
+    if wants_json(request):
+        body: dict[str, Any] = {"error": name, "message": text, "request_id": request_id}
+        if fields:
+            body["fields"] = fields
+        return JSONResponse(body, status_code=status, headers=extra)
+    if isinstance(error, NotSignedIn) and request.method in ("GET", "HEAD"):
+        return _sign_in(request, error)
+    if is_htmx(request):
+        if isinstance(error, NotSignedIn):
+            return _sign_in(request, error)
+        toast = {"kind": "bad", "title": title, "text": text, "request": request_id}
+        trigger = json.dumps({"toast": toast})
+        headers = {"HX-Reswap": "none", "HX-Trigger": trigger, **extra}
+        return Response(status_code=status, headers=headers)
+    context = {"status": status, "title": title, "text": text, "request_id": request_id}
+    return render(request, "errors/error.html", context, status=status, headers=extra)
+
+
+async def _handler(request: Request, error: Exception) -> Response:
+    return show_error(request, error)
+
+
+def install(app: FastAPI) -> None:
+    for kind in (AppError, RequestValidationError, HTTPException):
+        app.add_exception_handler(kind, _handler)

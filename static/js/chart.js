@@ -1,0 +1,149 @@
+// Curves by uPlot from [data-chart]: data-series JSON, points appended from `metric` events,
+// a table with the same numbers, redrawn when the theme changes.
+const DASHES = [[], [6, 3], [2, 3], [8, 3, 2, 3], [1, 2], [12, 4]];
+const MAX_POINTS = 4000;
+const charts = new Map();
+
+function css(name) {
+  // Resolve light-dark() by asking a real element for its colour.
+  const probe = document.createElement("i");
+  probe.style.color = `var(${name})`;
+  document.body.append(probe);
+  const colour = getComputedStyle(probe).color;
+  probe.remove();
+  return colour;
+}
+
+class Chart {
+  constructor(root) {
+    this.root = root;
+    this.plot = root.querySelector("[data-plot]");
+    this.twin = root.querySelector("[data-twin]");
+    this.digits = Number(root.dataset.digits);
+    this.series = JSON.parse(root.dataset.series).map((s) => ({ ...s, points: new Map(s.points) }));
+    this.uplot = null;
+    this.pending = false;
+    this.draw();
+    this.observer = new ResizeObserver(() => this.resize());
+    this.observer.observe(this.plot);
+  }
+
+  data() {
+    const steps = [...new Set(this.series.flatMap((s) => [...s.points.keys()]))].sort((a, b) => a - b);
+    return [steps, ...this.series.map((s) => steps.map((step) => s.points.get(step) ?? null))];
+  }
+
+  options() {
+    const axis = { stroke: css("--muted"), grid: { stroke: css("--line") }, ticks: { stroke: css("--line") }, font: "11px system-ui" };
+    const log = this.root.hasAttribute("data-log");
+    return {
+      width: Math.max(this.plot.clientWidth, 240),
+      height: 240,
+      scales: { x: { time: false }, y: log ? { distr: 3 } : {} },
+      axes: [{ ...axis }, { ...axis, size: 64 }],
+      series: [
+        { label: this.root.dataset.x },
+        ...this.series.map((s, i) => ({
+          label: s.label,
+          stroke: css(`--s${(i % 6) + 1}`),
+          width: 1.5,
+          dash: DASHES[i % 6],
+          spanGaps: true,
+          value: (_, value) => (value === null ? "—" : value.toFixed(this.digits).replace("-", "−")),
+        })),
+      ],
+    };
+  }
+
+  draw() {
+    this.uplot?.destroy();
+    this.uplot = new uPlot(this.options(), this.data(), this.plot);
+    this.table();
+  }
+
+  resize() {
+    this.uplot?.setSize({ width: Math.max(this.plot.clientWidth, 240), height: 240 });
+  }
+
+  append(step, values) {
+    let changed = false;
+    for (const series of this.series) {
+      const value = values[series.name];
+      if (value === undefined || value === null) continue;
+      series.points.set(step, value);
+      if (series.points.size > MAX_POINTS) series.points.delete(series.points.keys().next().value);
+      changed = true;
+    }
+    if (!changed || this.pending) return;
+    this.pending = true;
+    requestAnimationFrame(() => {
+      this.pending = false;
+      this.uplot.setData(this.data());
+      this.table();
+    });
+  }
+
+  table() {
+    if (this.twin.hidden) return;
+    const [steps, ...columns] = this.data();
+    const table = document.createElement("table");
+    table.className = "t";
+    const head = table.createTHead().insertRow();
+    for (const [i, label] of [this.root.dataset.x, ...this.series.map((s) => s.label)].entries()) {
+      const cell = document.createElement("th");
+      cell.scope = "col";
+      cell.textContent = label;
+      if (i) cell.className = "num";
+      head.append(cell);
+    }
+    const body = table.createTBody();
+    for (let at = steps.length - 1; at >= 0; at -= 1) {
+      const row = body.insertRow();
+      const first = document.createElement("th");
+      first.scope = "row";
+      first.textContent = new Intl.NumberFormat("en").format(steps[at]);
+      row.append(first);
+      for (const column of columns) {
+        const cell = row.insertCell();
+        cell.className = "num";
+        cell.textContent = column[at] === null ? "—" : column[at].toFixed(this.digits).replace("-", "−");
+      }
+    }
+    this.twin.replaceChildren(table);
+  }
+
+  toggle(button) {
+    this.twin.hidden = !this.twin.hidden;
+    button.setAttribute("aria-pressed", String(!this.twin.hidden));
+    this.table();
+  }
+
+  close() {
+    this.observer.disconnect();
+    this.uplot?.destroy();
+  }
+}
+
+function scan() {
+  for (const [root, chart] of charts) {
+    if (!root.isConnected) {
+      chart.close();
+      charts.delete(root);
+    }
+  }
+  for (const root of document.querySelectorAll("[data-chart]")) {
+    if (!charts.has(root)) charts.set(root, new Chart(root));
+  }
+}
+
+addEventListener("themechange", () => charts.forEach((chart) => chart.draw()));
+document.addEventListener("htmx:after:swap", scan);
+document.addEventListener("click", (event) => {
+  const button = event.target.closest("[data-chart-twin]");
+  if (button) charts.get(button.closest("[data-chart]"))?.toggle(button);
+});
+document.addEventListener("metric", (event) => {
+  const { step, values } = JSON.parse(event.detail.data);
+  charts.forEach((chart) => chart.append(step, values));
+});
+scan();

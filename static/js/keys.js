@@ -1,0 +1,70 @@
+// Keyboard: / search, j k rows, Enter opens, ? help. Off while typing, with modifiers, in dialogs.
+import { openDialog } from "./dialogs.js";
+
+const TYPING = "input, textarea, select, [contenteditable], [role=textbox], [role=combobox], [role=listbox], [role=option]";
+const PRESSABLE = "button, summary, [role=button], [role=radio], [role=menuitem]";
+
+export function keysAreOff(event) {
+  const at = event.target instanceof Element ? event.target : document.body;
+  if (event.defaultPrevented || event.isComposing) return true;
+  if (event.ctrlKey || event.metaKey || event.altKey) return true;
+  if (at.closest(TYPING)) return true;
+  if (document.querySelector("dialog[open], [popover]:popover-open, [role=menu]:not([hidden])")) return true;
+  return event.key === "Enter" && Boolean(at.closest(PRESSABLE));
+}
+
+function rows() {
+  return [...document.querySelectorAll("[data-rows] [data-row]")].filter((row) => row.offsetParent !== null);
+}
+
+function currentIndex(list) {
+  const at = list.findIndex((row) => row.contains(document.activeElement));
+  return at >= 0 ? at : list.findIndex((row) => row.getAttribute("aria-selected") === "true");
+}
+
+function focusRow(row) {
+  const link = row.querySelector("a[href]") ?? row;
+  link.focus();
+  row.scrollIntoView({ block: "nearest" });
+  // Beside an open panel, moving is opening: the neighbour's link is followed.
+  if (row.closest("[data-rows]").hasAttribute("data-peek") && document.querySelector(".peek [data-peek-open]")) link.click();
+}
+
+function move(step) {
+  const list = rows();
+  if (!list.length) return false;
+  const at = currentIndex(list);
+  const next = at < 0 ? (step > 0 ? 0 : list.length - 1) : Math.min(Math.max(at + step, 0), list.length - 1);
+  focusRow(list[next]);
+  return true;
+}
+
+const ACTIONS = {
+  j: () => move(1),
+  k: () => move(-1),
+  "/": () => {
+    const search = document.querySelector("main input[type=search]");
+    search?.focus();
+    search?.select();
+    return Boolean(search);
+  },
+  "?": () => {
+    const help = document.getElementById("keys");
+    if (help) openDialog(help);
+    return Boolean(help);
+  },
+};
+
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Escape") {
+    const close = document.querySelector(".peek [data-peek-close]");
+    const menu = document.querySelector("[data-menu][aria-expanded=true]");
+    if (menu) {
+      menu.click();
+      menu.focus();
+    } else if (close && !document.querySelector("dialog[open]")) close.click();
+    return;
+  }
+  if (keysAreOff(event)) return;
+  if (ACTIONS[event.key]?.()) event.preventDefault();
+});
