@@ -1,5 +1,6 @@
 """The `stillhouse` command."""
 
+import contextlib
 import signal
 import threading
 import time
@@ -7,12 +8,15 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+import uvicorn
 from rich.console import Console
 from sqlalchemy import text
+from sqlalchemy.exc import OperationalError
 
 from app import metadata  # noqa: F401 - a job row refers to tables of every domain
+from app.accounts import service as accounts
 from app.db.migrate import upgrade
-from app.db.session import make_engine, make_session_factory
+from app.db.session import make_engine, make_session_factory, transaction
 from app.jobs.dispatch import Dispatcher
 from app.jobs.nudge import Broker
 from app.local.home import HomeInUseError, HomeLock, Servers
@@ -20,6 +24,7 @@ from app.local.postgres import LocalServerError
 from app.local.programs import Program, programs_of, stop_all
 from app.local.urls import settings_with_servers
 from app.logs import configure_logs
+from app.main import create_app
 from app.settings import Settings
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="LLM distillation, end to end.")
@@ -71,14 +76,58 @@ def serve(settings: Settings, stop: threading.Event) -> None:
         programs = programs_of(settings)
         for program in programs:
             program.start()
-        console.print(f"Home {settings.home}. Logs in {settings.home / 'logs'}. Ctrl-C stops.")
-        while not stop.wait(1.0):
-            for program in programs:
-                program.keep_running()
+        greet(settings)
+        watch(settings, programs, stop)
         console.print("Stopping.")
     finally:
         stop_all(programs)
         servers.stop()
+
+
+def greet(settings: Settings) -> None:
+    """Say where the dashboard is and, while there is no account, how to make the first."""
+    address = f"http://{settings.host}:{settings.port}"
+    console.print(
+        f"Stillhouse serves {address}, home {settings.home}. Ctrl-C stops.", soft_wrap=True
+    )
+    engine = make_engine(settings.require_database_url())
+    with transaction(make_session_factory(engine)) as session:
+        secret = accounts.ensure_setup_link(session)
+    engine.dispose()
+    if secret is not None:
+        console.print("No account yet. This link makes the first, once:", soft_wrap=True)
+        console.print(f"{address}/setup/{secret}", soft_wrap=True, highlight=False)
+
+
+def watch(settings: Settings, programs: list[Program], stop: threading.Event) -> None:
+    """Restart what dies; write the local API token as soon as there is an account."""
+    engine = make_engine(settings.require_database_url())
+    factory = make_session_factory(engine)
+    has_token = False
+    while not stop.wait(1.0):
+        for program in programs:
+            program.keep_running()
+        if not has_token:
+            with contextlib.suppress(OperationalError), transaction(factory) as session:
+                has_token = accounts.ensure_local_token(session, settings.token_file)
+    engine.dispose()
+
+
+@app.command()
+def web(home: Home = None) -> None:
+    """Serve the dashboard and the API; `up` runs this beside the rest."""
+    settings = settings_with_servers(settings_for(home))
+    configure_logs(settings.log_format)
+    uvicorn.run(
+        create_app(settings),
+        host=settings.host,
+        port=settings.port,
+        loop="uvloop",
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=3,
+        server_header=False,
+    )
 
 
 @app.command()

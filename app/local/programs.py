@@ -93,16 +93,12 @@ def worker_command(queue: str) -> list[str]:
 
 
 def programs_of(settings: Settings) -> list[Program]:
-    """Return dispatcher and workers of a home, in the order they start."""
+    """Return web, dispatcher and workers of a home, in the order they start."""
     environment = environment_of(settings)
     logs = settings.home / "logs"
     made = [
-        Program(
-            "dispatch",
-            [sys.executable, "-m", "app.cli", "dispatch"],
-            logs / "dispatch.log",
-            environment,
-        )
+        Program(name, [sys.executable, "-m", "app.cli", name], logs / f"{name}.log", environment)
+        for name in ("web", "dispatch")
     ]
     for queue, count in (("cpu", settings.cpu_workers), ("gpu", settings.gpu_workers)):
         for n in range(count):

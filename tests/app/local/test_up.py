@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 from sqlalchemy import text
@@ -16,17 +17,19 @@ from app.db.session import make_engine, make_session_factory, transaction
 from app.jobs import service
 from app.local.programs import ROOT
 from app.local.urls import settings_with_servers
+from app.local.valkey import free_port
 from app.settings import Settings
 from app.specs.jobs import FreezeJob, JobKind
 
 COMMAND = [sys.executable, "-m", "app.cli", "up", "--home"]
 PATIENCE = 60
+PORT = free_port()
 
 
 def environment() -> dict[str, str]:
     dropped = ("DATABASE_URL", "REDIS_URL", "STILLHOUSE_DATABASE_URL", "STILLHOUSE_REDIS_URL")
     kept = {name: value for name, value in os.environ.items() if name not in dropped}  # noqa: TID251
-    return {**kept, "STILLHOUSE_HEARTBEAT_SECONDS": "1"}
+    return {**kept, "STILLHOUSE_HEARTBEAT_SECONDS": "1", "STILLHOUSE_PORT": str(PORT)}
 
 
 @pytest.fixture
@@ -54,9 +57,17 @@ def wait_for(condition: object, what: str) -> None:
     pytest.fail(f"never: {what}")
 
 
+def is_ready() -> bool:
+    try:
+        return httpx.get(f"http://127.0.0.1:{PORT}/readyz", timeout=5).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
 def test_up_serves_jobs_refuses_a_second_and_stops_everything(
     launcher: subprocess.Popen[bytes], home: Path
 ) -> None:
+    wait_for(is_ready, "the dashboard")
     wait_for((home / "servers.json").exists, "servers.json")
     settings = settings_with_servers(Settings(home=home, database_url=None, redis_url=None))
     engine = make_engine(settings.require_database_url())
