@@ -55,7 +55,7 @@ class _Feed:
 
 
 def _next_row(feed: _Feed, delimiter: str) -> list[str] | None:
-    """The next row's cells; None when its quoting is broken; StopIteration at the end."""
+    """Return the next row's cells; None when its quoting is broken; StopIteration at the end."""
     feed.start_row()
     try:
         cells = next(csv.reader(feed, delimiter=delimiter), None)

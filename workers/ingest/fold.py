@@ -136,7 +136,7 @@ class Folder:
         return kept
 
     def _turns(self, leaf: int, joins: Joins) -> list[_Turn]:
-        """A conversation's nodes after its system prompts, with all that leaves in it produced."""
+        """Return the nodes after the system prompts, with all that leaves in them produced."""
         chain = [(leaf, 0)]
         while chain[-1][0] in joins.before:
             chain.append(joins.before[chain[-1][0]])
@@ -170,7 +170,7 @@ class Folder:
                 turns[at][1].append(node)
 
     def _owners(self, leaves: list[int], joins: Joins) -> dict[int, int]:
-        """Produced node → the leaf in whose conversation it is a target; `leaves` ranked."""
+        """Map each produced node to the leaf whose conversation teaches it; `leaves` ranked."""
         owner: dict[int, int] = {}
         for leaf in leaves:
             for _, producers in self._turns(leaf, joins):
@@ -222,7 +222,7 @@ class Folder:
         return tuple(messages)
 
     def _taught(self, leaf: int, producers: list[int], owner: dict[int, int]) -> dict[str, Any]:
-        """What is known of a turn as a target; nothing for one that no line produced."""
+        """Return what is known of a turn as a target; nothing for one no line produced."""
         if not producers:
             return {}
         said = [self._produced[node] for node in producers]

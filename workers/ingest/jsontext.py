@@ -80,8 +80,13 @@ def _lenient(data: bytes) -> Any:
     try:
         return scrub(json.loads(text, parse_constant=lambda _: None, parse_int=_integer))
     except json.JSONDecodeError as error:
+        opened, closed = text.lstrip()[:1], text.rstrip()[-1:]
         at_end = error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string")
-        if at_end and text.lstrip()[:1] in ("{", "["):
+        if (opened, closed) in (("{", "}"), ("[", "]")):
+            cut = at_end
+        else:
+            cut = opened in ("{", "[")
+        if cut:
             raise quarantined("json_truncated", error) from None
         raise quarantined("not_json", error) from None
     except (RecursionError, ValueError) as error:

@@ -52,8 +52,8 @@ def understand(
         return reject(outcome.line, verdict, outcome.raw)
     except (TypeError, ValueError, KeyError, AttributeError, IndexError, RecursionError) as error:
         # A shape nobody foresaw costs its own record, never the import.
-        verdict = quarantined("unexpected_shape", f"{type(error).__name__}: {error}")
-        return reject(outcome.line, verdict, outcome.raw)
+        surprise = quarantined("unexpected_shape", f"{type(error).__name__}: {error}")
+        return reject(outcome.line, surprise, outcome.raw)
     return call
 
 
@@ -66,7 +66,7 @@ def _detect(sample: Sequence[Outcome], name: str) -> tuple[Format, str]:
 
 
 def _choose(wanted: str, paths: Sequence[Path], names: Sequence[str]) -> Format:
-    """The format of all files: the one asked for, or the one their first records show."""
+    """Return the format of all files: the one asked for, or the one their first records show."""
     if wanted != "auto":
         return format_named(wanted)
     chosen: tuple[Format, str] | None = None
@@ -109,7 +109,7 @@ def _preview(form: Format | None, outcome: Outcome) -> RecordPreview:
 
 
 def _previewed(sample: Sequence[Outcome]) -> list[Outcome]:
-    """The first records that parsed, then rejects if there are too few of them."""
+    """Choose the first records that parsed, then rejects if there are too few of them."""
     records = [item for item in sample if isinstance(item, Record)][:PREVIEWS]
     rejects = [item for item in sample if isinstance(item, Reject)]
     return sorted([*records, *rejects[: PREVIEWS - len(records)]], key=lambda item: item.line)
@@ -137,10 +137,9 @@ def inspect(paths: Sequence[Path], names: Sequence[str] | None = None) -> Inspec
         reason = str(error)
     values = [item.value for item in sample if isinstance(item, Record)]
     models: Counter[str] = Counter()
-    for item in sample if form is not None else ():
-        result = understand(form, item)
-        if isinstance(result, LoggedCall) and result.model is not None:
-            models[result.model] += 1
+    if form is not None:
+        calls = [understand(form, item) for item in sample]
+        models.update(c.model for c in calls if isinstance(c, LoggedCall) and c.model)
     return InspectReport(
         format=form.name if form is not None else None,
         reason=reason,

@@ -83,7 +83,7 @@ def _is_object(line: bytes) -> bool:
 
 
 def _delimiter(head: bytes) -> str | None:
-    """The delimiter of a header line of short, plain column names; None when it is none."""
+    """Return the delimiter of a header line of short, plain column names; None when it is none."""
     first = head.lstrip(b"\r\n").split(b"\n", 1)[0]
     best = max((b",", b";", b"\t"), key=first.count)
     cells = first.split(best)

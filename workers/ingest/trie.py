@@ -46,7 +46,7 @@ class Spool:
 
 
 def _payload(message: Message) -> bytes:
-    """The message without what is known of its turn as a target."""
+    """Return the message without what is known of its turn as a target."""
     found: dict[str, Any] = {"role": message.role, "content": message.content}
     if message.tool_calls:
         found["tool_calls"] = [[c.name, c.arguments, c.id] for c in message.tool_calls]

@@ -49,8 +49,8 @@ class LoggedCall:
     timestamp: str | None = None
 
 
-class Unusable(Exception):  # noqa: N818 - a verdict on one record, not a failure of the import
-    """A record that is no call: `skipped` is sound but teaches nothing, `quarantined` is damaged."""
+class Unusable(Exception):
+    """A record that is no call: `skipped` teaches nothing, `quarantined` is damaged."""
 
     def __init__(self, kind: RejectKind, reason: str, detail: str = "") -> None:
         super().__init__(reason)

@@ -21,7 +21,7 @@ _PINGS = {
 
 
 def _pair(record: Mapping[str, Any]) -> tuple[Any, Any] | None:
-    """The request body and the response of a record, unpacked; None when it has no request."""
+    """Return the request body and the response, unpacked; None when there is no request."""
     for asked, answered in _WRAPPERS:
         if asked in record and (asked != "input" or "output" in record):
             body = unpack(record[asked])
@@ -46,7 +46,7 @@ def _check_status(record: Mapping[str, Any], response: Any) -> None:
 
 
 def _completion(response: Any) -> dict[str, Any]:
-    """The response as a chat.completion, whatever way it was logged."""
+    """Return the response as a chat.completion, whatever way it was logged."""
     if response is None:
         raise skipped("response_null")
     if isinstance(response, str):
@@ -64,7 +64,7 @@ def _completion(response: Any) -> dict[str, Any]:
 
 
 def _answer(choice: Any, model: str | None) -> Message:
-    """The message of a choice; its `flags` say why it is no target."""
+    """Return the message of a choice; its `flags` say why it is no target."""
     raw = unpack(choice.get("message")) if isinstance(choice, dict) else None
     if not isinstance(raw, dict):
         raise skipped("answer_empty", "a choice without a message")

@@ -14,7 +14,7 @@ _NULL_WORDS = {"null", "none", "nan", "n/a", "na", "\\n", "undefined", "nil"}
 
 
 def _columns(record: Mapping[str, Any]) -> tuple[str, str] | None:
-    """The names, as the record spells them, of its prompt and its completion."""
+    """Return the names, as the record spells them, of its prompt and its completion."""
     spelled = {str(key).strip().lower(): str(key) for key in record}
     for asked, answered in _PAIRS:
         if asked in spelled and answered in spelled:
