@@ -9,7 +9,8 @@ from app.specs.fingerprint import fingerprint
 
 Role = Literal["system", "user", "assistant", "tool"]
 Split = Literal["train", "validation", "test"]
-FormatName = Literal["openai_chat", "openai_finetune", "prompt_completion"]
+FormatName = str
+"""The name of a module in `workers.ingest.formats`: a new format edits nothing else."""
 
 
 class ToolCall(Spec):
