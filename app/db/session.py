@@ -13,7 +13,10 @@ def make_engine(url: str, *, pool_size: int = 5) -> Engine:
         pool_size=pool_size,
         max_overflow=pool_size,
         pool_pre_ping=True,
-        connect_args={"options": "-c timezone=utc -c statement_timeout=60000", "connect_timeout": 5},
+        connect_args={
+            "options": "-c timezone=utc -c statement_timeout=60000",
+            "connect_timeout": 5,
+        },
     )
 
 

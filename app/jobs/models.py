@@ -55,8 +55,18 @@ class Job(HasId, HasCreated, Base):
     __table_args__ = (
         CheckConstraint(f"state in ({_STATES})", name="state"),
         UniqueConstraint("project_id", "idempotency_key"),
-        Index("ix_jobs_queue_next", "queue", "priority", "id", postgresql_where=text("state = 'queued'")),
-        Index("ix_jobs_active", "state", postgresql_where=text("state not in ('succeeded','failed','cancelled')")),
+        Index(
+            "ix_jobs_queue_next",
+            "queue",
+            "priority",
+            "id",
+            postgresql_where=text("state = 'queued'"),
+        ),
+        Index(
+            "ix_jobs_active",
+            "state",
+            postgresql_where=text("state not in ('succeeded','failed','cancelled')"),
+        ),
     )
 
 
