@@ -9,7 +9,8 @@ from app.specs.fingerprint import fingerprint
 
 Role = Literal["system", "user", "assistant", "tool"]
 Split = Literal["train", "validation", "test"]
-FormatName = Literal["openai_chat", "openai_finetune", "prompt_completion"]
+FormatName = str
+"""A name in the worker's registry of formats: a new format is one new file there."""
 
 
 class ToolCall(Spec):
