@@ -3,16 +3,32 @@
 import json
 import math
 import shutil
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+import httpx
 import torch
+from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from app.specs.checkpoint import CheckpointCard
 from app.specs.fingerprint import file_sha256, fingerprint
-from workers.distill.errors import CheckpointError, UnsafeWeightsError
+from workers.distill.callbacks import Callbacks
+from workers.distill.errors import (
+    CheckpointError,
+    DownloadError,
+    StoppedError,
+    UnsafeWeightsError,
+)
 from workers.distill.files import atomic_folder
 from workers.distill.tokenizers import load_tokenizer, template_fingerprint, tokenizer_fingerprint
 
@@ -122,6 +138,49 @@ def import_folder(source: Path, target: Path) -> CheckpointCard:
         else:
             raise CheckpointError(f"{source} is neither a checkpoint folder nor a .gguf file.")
         return read_card(temporary)
+
+
+def download_hub(
+    repo_id: str, revision: str, token: str | None, target: Path, callbacks: Callbacks
+) -> CheckpointCard:
+    """Fetch a hub repository's safetensors, JSON and tokenizer files to `target`; return its card.
+
+    Files arrive in a folder beside `target`, so a download that was cut off goes on where it was.
+    Errors: DownloadError (offline, unknown, gated, no access), StoppedError between files,
+    UnsafeWeightsError, CheckpointError.
+    """
+    partial = target.with_name(f".{target.name}.download")
+    partial.mkdir(parents=True, exist_ok=True)
+    try:
+        found = HfApi().model_info(repo_id, revision=revision, token=token, files_metadata=True)
+        listed = {f.rfilename: int(f.size or 0) for f in found.siblings or ()}
+        files = {n: s for n, s in listed.items() if any(fnmatch(n, p) for p in KEPT)}
+        if not any(name.endswith(".safetensors") for name in files):
+            raise UnsafeWeightsError(
+                f"{repo_id} at {revision} has no safetensors in its top folder. "
+                "Take a repository that has them."
+            )
+        done = 0
+        for name, size in sorted(files.items()):
+            if callbacks.should_stop():
+                raise StoppedError(f"The download of {repo_id} was stopped; it can be resumed.")
+            # The commit, not the branch: a push in between must not mix two versions.
+            hf_hub_download(repo_id, name, revision=found.sha, token=token, local_dir=partial)
+            done += size
+            callbacks.progress(done, sum(files.values()), "bytes")
+    except (RepositoryNotFoundError, RevisionNotFoundError, GatedRepoError) as error:
+        raise DownloadError(
+            f"The hub shows no {repo_id} at {revision} to this token. "
+            "Check the name and revision, or give a token with access."
+        ) from error
+    except (HfHubHTTPError, HFValidationError, httpx.HTTPError, OSError) as error:
+        raise DownloadError(
+            f"{repo_id} cannot be fetched: {type(error).__name__}. This machine may be offline: "
+            "try again later, or register a local folder."
+        ) from error
+    card = import_folder(partial, target)
+    shutil.rmtree(partial)
+    return card
 
 
 def _gguf_of(source: Path) -> Path | None:
