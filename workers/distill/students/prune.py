@@ -74,6 +74,8 @@ def prune(model: Any, spec: PruneSpec, calibration: Sequence[NDArray[np.int32]] 
         "num_attention_heads": new.heads,
         "num_key_value_heads": new.kv_heads,
         "head_dim": new.head_dim,
+        # As the mean square grows by this factor where only silent channels leave.
+        "rms_norm_eps": model.config.rms_norm_eps * old.width / new.width,
     }
     facts.pop("_name_or_path", None)
     student = LlamaForCausalLM(LlamaConfig(**facts)).to(model.dtype)
