@@ -86,12 +86,15 @@ def write_snapshot(root: Path, model: Any, optimizer: Any, state: SnapshotState)
     return Snapshot(state.step, folder, file_sha256(folder / MANIFEST))
 
 
-def verify_snapshot(folder: Path) -> dict[str, Any]:
+def verify_snapshot(folder: Path, manifest_sha256: str | None = None) -> dict[str, Any]:
     """Return the manifest, every file's size and SHA-256 having been checked.
 
+    manifest_sha256: what the manifest itself must have, where a row remembers it.
     Errors: SnapshotError names the file that is missing or changed.
     """
     path = folder / MANIFEST
+    if manifest_sha256 is not None and path.is_file() and file_sha256(path) != manifest_sha256:
+        raise SnapshotError(f"{MANIFEST} of {folder.name} is changed.")
     try:
         manifest: dict[str, Any] = json.loads(path.read_bytes())
         files: dict[str, dict[str, Any]] = manifest["files"]

@@ -149,10 +149,7 @@ def test_the_best_validated_weights_are_kept(data: Any, tmp_path: Path) -> None:
     assert result.kept_step == best < 14, "the rate is far too high, so the last step is not best"
     assert (best, True) in recorder.snapshots
     again = tiny.make_model()
-    part = tiny.training_spec(
-        steps=14, learning_rate=0.05, min_lr_ratio=1.0, warmup_steps=0, validate_every=1
-    )
-    _train(again, data[:4], part, None, tmp_path / "b", callbacks=Recorder(stop_after=best))
+    _train(again, data[:4], spec, None, tmp_path / "b", callbacks=Recorder(stop_after=best))
     assert tiny.same_weights(model, again)
 
 
