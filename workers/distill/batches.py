@@ -1,0 +1,192 @@
+"""The only place labels are shifted: seeded order, collation, micro-batches of one step."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from app.specs.training import Objective, Schedule
+from workers.distill.errors import MissingRowsError, NothingToTrainError, RowCountError
+from workers.distill.teacher_shards import decode, join_rows
+from workers.distill.values import RenderedConversation, SparseTargets, StudentBatch, TargetRows
+
+
+class TeacherLookup(Protocol):
+    """Teacher rows by entry. Rows are joined by what was rendered, never by step."""
+
+    grid: tuple[float, ...]
+
+    def rows(self, entries: Sequence[str]) -> list[TargetRows | None]:
+        """Return rows [L − 1, …] for each entry, None where there are none."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepBatches:
+    """The micro-batches of one optimiser step.
+
+    `denominator` is Σ m over all of them, known before the first backward: the loss of each
+    micro-batch is divided by it, so how a step is split changes nothing.
+    """
+
+    step: int
+    micro: tuple[StudentBatch, ...]
+    denominator: int
+    conversations: tuple[str, ...]
+
+
+class BatchSource:
+    """What a step trains on: a pure function of (seed, step), so resuming needs only the step.
+
+    The stream is one seeded permutation of the conversations after another; step s (from 0) takes
+    `schedule.batch_size` of it. `cursor` is the next step; iterating advances it.
+    """
+
+    def __init__(
+        self,
+        rendered: Sequence[RenderedConversation],
+        teacher_lookup: TeacherLookup | None,
+        objective: Objective,
+        schedule: Schedule,
+        seed: int,
+        *,
+        pad_id: int = 0,
+    ) -> None:
+        """Errors: NothingToTrainError without conversations, MissingRowsError, TemperatureError."""
+        self._rendered = tuple(r for r in rendered if r.target_mask.any())
+        if not self._rendered:
+            raise NothingToTrainError("There is no conversation to train on.", reason="empty_set")
+        self._collator = Collator(teacher_lookup, objective, pad_id=pad_id)
+        if teacher_lookup is not None and objective.needs_teacher:
+            first = teacher_lookup.rows([r.entry for r in self._rendered[:1]])[0]
+            if first is not None:
+                decode(first, objective.temperature, teacher_lookup.grid)
+        self._schedule = schedule
+        self._seed = seed
+        self.cursor = 0
+
+    def __len__(self) -> int:
+        return len(self._rendered)
+
+    def __iter__(self) -> Iterator[StepBatches]:
+        while self.cursor < self._schedule.steps:
+            step = self.step(self.cursor)
+            self.cursor += 1
+            yield step
+
+    @property
+    def epochs(self) -> float:
+        """How often the schedule shows each conversation."""
+        return self._schedule.steps * self._schedule.batch_size / len(self._rendered)
+
+    def step(self, number: int) -> StepBatches:
+        """Return the micro-batches of step `number`, counted from 0."""
+        size = self._schedule.batch_size
+        chosen = [self._rendered[i] for i in self._order(number * size, size)]
+        micro_size = self._schedule.micro_batch_size or size
+        micro = tuple(
+            self._collator(chosen[start : start + micro_size])
+            for start in range(0, size, micro_size)
+        )
+        return StepBatches(
+            step=number,
+            micro=micro,
+            denominator=sum(b.target_tokens for b in micro),
+            conversations=tuple(r.conversation_id for r in chosen),
+        )
+
+    def _order(self, start: int, count: int) -> list[int]:
+        total = len(self._rendered)
+        out: list[int] = []
+        while len(out) < count:
+            epoch, offset = divmod(start + len(out), total)
+            order = np.random.default_rng([self._seed, epoch]).permutation(total)
+            out += order[offset : offset + count - len(out)].tolist()
+        return out
+
+
+class Collator:
+    """Turns rendered conversations into one StudentBatch; evaluation and training share it."""
+
+    def __init__(
+        self, teacher_lookup: TeacherLookup | None, objective: Objective, *, pad_id: int = 0
+    ) -> None:
+        self._lookup = teacher_lookup if objective.needs_teacher else None
+        if objective.needs_teacher and teacher_lookup is None:
+            raise MissingRowsError(
+                "The objective has a teacher term, but no teacher cache was given. "
+                "Precompute it, or set alpha to 0."
+            )
+        self._objective = objective
+        self._pad_id = pad_id
+
+    def __call__(self, conversations: Sequence[RenderedConversation]) -> StudentBatch:
+        """Return the right-padded batch [B, L] and its N supervised positions, labels shifted.
+
+        Position t of a conversation predicts token t + 1 and joins teacher row t. Where an entry
+        has no teacher rows its tokens keep their label only (alpha 0).
+        """
+        length = max(len(c.input_ids) for c in conversations)
+        shape = (len(conversations), length)
+        input_ids = np.full(shape, self._pad_id, dtype=np.int64)
+        attention = np.zeros(shape, dtype=np.int64)
+        positions, labels, steps = [], [], []
+        for row, conversation in enumerate(conversations):
+            size = len(conversation.input_ids)
+            input_ids[row, :size] = conversation.input_ids
+            attention[row, :size] = 1
+            predicted = np.flatnonzero(conversation.target_mask)
+            predicted = predicted[predicted > 0]
+            steps.append(predicted - 1)
+            positions.append(row * length + predicted - 1)
+            labels.append(conversation.input_ids[predicted].astype(np.int64))
+        teacher, alpha = self._teacher(conversations, steps)
+        return StudentBatch(
+            input_ids=torch.from_numpy(input_ids),
+            attention_mask=torch.from_numpy(attention),
+            positions=torch.from_numpy(np.concatenate(positions)),
+            labels=torch.from_numpy(np.concatenate(labels)),
+            alpha=alpha,
+            teacher=teacher,
+        )
+
+    def _teacher(
+        self, conversations: Sequence[RenderedConversation], steps: list[np.ndarray]
+    ) -> tuple[SparseTargets | None, torch.Tensor]:
+        total = sum(len(s) for s in steps)
+        if self._lookup is None:
+            return None, torch.zeros(total)
+        found = self._lookup.rows([c.entry for c in conversations])
+        parts, alpha = [], []
+        for conversation, rows, wanted in zip(conversations, found, steps, strict=True):
+            if rows is None:
+                parts.append(_no_rows(len(wanted), len(self._lookup.grid)))
+                alpha.append(np.zeros(len(wanted), dtype=np.float32))
+                continue
+            if len(rows.ids) != len(conversation.input_ids) - 1:
+                raise RowCountError(
+                    f"Entry {conversation.entry[:12]} has {len(conversation.input_ids)} tokens but "
+                    f"{len(rows.ids)} teacher rows. Capture it again."
+                )
+            parts.append(
+                TargetRows(
+                    rows.ids[wanted], rows.logp[wanted], rows.log_r[wanted], rows.entropy[wanted]
+                )
+            )
+            alpha.append(np.full(len(wanted), self._objective.alpha, dtype=np.float32))
+        joined = join_rows(parts)
+        targets = decode(joined, self._objective.temperature, self._lookup.grid)
+        has_rows = torch.from_numpy(joined.ids[:, 0] >= 0)
+        log_w = torch.where(has_rows[:, None], targets.log_w, -torch.inf)
+        clean = SparseTargets(targets.ids, log_w, targets.log_r, targets.temperature)
+        return clean, torch.from_numpy(np.concatenate(alpha))
+
+
+def _no_rows(count: int, grid: int) -> TargetRows:
+    return TargetRows(
+        ids=np.full((count, 1), -1, dtype=np.int64),
+        logp=np.full((count, 1), -np.inf, dtype=np.float32),
+        log_r=np.full((count, grid), -np.inf, dtype=np.float32),
+        entropy=np.zeros(count, dtype=np.float32),
+    )

@@ -1,0 +1,243 @@
+"""The loss and its gradient, chunk by chunk over tokens: no [N, V] survives a chunk."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from workers.distill.losses.ce import nll
+from workers.distill.losses.forward_kl import Support, bucket_gradient, bucket_kl, support_of
+from workers.distill.values import SparseTargets
+
+_UNDERFLOW = 1e-30
+"""Below this a sum of exponentials (largest logit = 1) is recomputed about its own maximum."""
+
+
+@dataclass(frozen=True, slots=True)
+class LossSums:
+    """loss: scalar with gradient, Σ m(α T² KD + (1 − α) CE) / denominator.
+
+    kd_sum: Σ of the bucket KL at T in nats (no T², no alpha) over `kd_tokens` rows with a teacher.
+    ce_sum: Σ −log q(label) in nats at T = 1 over `ce_tokens` rows with a label. All detached.
+    """
+
+    loss: torch.Tensor
+    kd_sum: torch.Tensor
+    ce_sum: torch.Tensor
+    kd_tokens: int
+    ce_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Problem:
+    labels: torch.Tensor
+    teacher: SparseTargets | None
+    alpha: torch.Tensor
+    denominator: float
+    vocabulary: int
+    chunk: int
+    want_gradient: bool
+
+
+def fused_loss(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    *,
+    labels: torch.Tensor,
+    alpha: torch.Tensor,
+    teacher: SparseTargets | None,
+    denominator: float,
+    vocabulary: int | None = None,
+    chunk: int = 256,
+) -> LossSums:
+    """Return the mixed loss of N supervised positions, never holding [N, V].
+
+    hidden: [N, D] states that predict (only supervised positions); weight: [V, D] output head;
+    labels: [N] ids (−1: none); alpha: [N]; teacher: rows for the same N, or None; denominator: Σ m
+    over the whole optimiser step, all ranks; vocabulary: rows of the head that may get mass (the
+    padding beyond gets none, and no gradient); chunk: tokens held at once.
+    Arithmetic is fp32 (fp64 for fp64 inputs), whatever the weights' type.
+    """
+    problem = _Problem(
+        labels=labels,
+        teacher=teacher,
+        alpha=alpha,
+        denominator=max(float(denominator), 1.0),
+        vocabulary=min(vocabulary or weight.shape[0], weight.shape[0]),
+        chunk=chunk,
+        want_gradient=torch.is_grad_enabled(),
+    )
+    apply: Any = _FusedLoss.apply  # torch leaves it untyped
+    loss, kd_sum, ce_sum = apply(hidden, weight, problem)
+    kd_tokens = 0 if teacher is None else int(torch.isfinite(teacher.log_w).any(-1).sum())
+    return LossSums(loss, kd_sum, ce_sum, kd_tokens, int((labels >= 0).sum()))
+
+
+class _FusedLoss(torch.autograd.Function):
+    """Computes gradients in forward, where the logits of a chunk are alive anyway."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, problem: _Problem
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        exact = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        head = weight[: problem.vocabulary]
+        needs = [problem.want_gradient and n for n in ctx.needs_input_grad[:2]]
+        d_hidden = torch.empty_like(hidden) if needs[0] else None
+        d_weight = torch.zeros_like(weight, dtype=exact) if needs[1] else None
+        sums = torch.zeros(3, dtype=exact, device=hidden.device)
+        rows = min(problem.chunk, hidden.shape[0])
+        buffer = torch.empty(rows, problem.vocabulary, dtype=exact, device=hidden.device)
+        for start in range(0, hidden.shape[0], problem.chunk):
+            part = slice(start, min(start + problem.chunk, hidden.shape[0]))
+            states = hidden[part]
+            logits = _logits(states, head, buffer[: states.shape[0]])
+            gradient = _chunk(logits, states, head, part, problem, sums)
+            typed = gradient.to(hidden.dtype)
+            if d_hidden is not None:
+                torch.mm(typed, head, out=d_hidden[part])
+            if d_weight is not None:
+                _add_outer(d_weight[: problem.vocabulary], typed, states)
+        ctx.save_for_backward(d_hidden, d_weight)
+        ctx.mark_non_differentiable(kd := sums[1].clone(), ce := sums[2].clone())
+        return sums[0].clone(), kd, ce
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, grad: torch.Tensor, _kd: torch.Tensor, _ce: torch.Tensor
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
+        d_hidden, d_weight = ctx.saved_tensors
+        # A pass over [V, D] is worth saving on the CPU; elsewhere reading `grad` would wait.
+        if not (grad.device.type == "cpu" and float(grad) == 1.0):
+            d_hidden = None if d_hidden is None else d_hidden * grad.to(d_hidden.dtype)
+            d_weight = None if d_weight is None else d_weight * grad.to(d_weight.dtype)
+        return d_hidden, d_weight, None
+
+
+def _logits(states: torch.Tensor, head: torch.Tensor, buffer: torch.Tensor) -> torch.Tensor:
+    if states.dtype == buffer.dtype:
+        return torch.mm(states, head.t(), out=buffer)
+    return buffer.copy_(states @ head.t())
+
+
+def _add_outer(d_weight: torch.Tensor, gradient: torch.Tensor, states: torch.Tensor) -> None:
+    if gradient.dtype == d_weight.dtype:
+        d_weight.addmm_(gradient.t(), states)
+    else:
+        d_weight.add_(gradient.t() @ states)
+
+
+def _chunk(
+    z: torch.Tensor,
+    states: torch.Tensor,
+    head: torch.Tensor,
+    part: slice,
+    problem: _Problem,
+    sums: torch.Tensor,
+) -> torch.Tensor:
+    """Add a chunk's loss, KD and CE to `sums`; return dLoss/dz [c, V] in z's own memory."""
+    labels = problem.labels[part]
+    labelled = labels >= 0
+    label_ids = labels.clamp(min=0)[:, None]
+    alpha = problem.alpha[part].to(z.dtype)
+    ce_scale = torch.where(labelled, 1 - alpha, 0)
+    temperature = 1.0 if problem.teacher is None else problem.teacher.temperature
+    z_label = z.gather(1, label_ids)[:, 0]
+    top = z.amax(-1, keepdim=True)
+    if problem.teacher is None:
+        exponentials = z.sub_(top).exp_()
+        total = exponentials.sum(-1)
+        kd = torch.zeros_like(total)
+        gradient = exponentials.mul_((ce_scale / problem.denominator / total)[:, None])
+        log_total = total.log()
+    else:
+        support = support_of(problem.teacher, part, problem.vocabulary, z.dtype)
+        kd, log_total, gradient = _with_teacher(
+            z,
+            top,
+            support,
+            kd_scale=alpha * temperature / problem.denominator,
+            ce_scale=ce_scale / problem.denominator,
+            temperature=temperature,
+            rows=(states, head),
+        )
+    ce = torch.where(labelled, nll(z_label, top[:, 0] + log_total), 0)
+    gradient.scatter_add_(1, label_ids, -(ce_scale / problem.denominator)[:, None])
+    mixed = alpha * temperature**2 * kd + ce_scale * ce
+    sums += torch.stack([mixed.sum() / problem.denominator, kd.sum(), ce.sum()])
+    return gradient
+
+
+def _with_teacher(
+    z: torch.Tensor,
+    top: torch.Tensor,
+    support: Support,
+    *,
+    kd_scale: torch.Tensor,
+    ce_scale: torch.Tensor,
+    temperature: float,
+    rows: tuple[torch.Tensor, torch.Tensor],
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return KL_T [c], log Σ exp(z − top) at T = 1 [c], and the gradient before the label's part.
+
+    At T = 1 both losses share one exponential and one sum.
+    """
+    z_head = z.gather(1, support.ids) - top
+    shared = temperature == 1.0
+    plain = z.sub_(top)
+    tempered = plain if shared else plain / temperature
+    tempered.exp_()
+    e_head = torch.where(support.valid, (z_head / temperature).exp(), 0)
+    tempered.scatter_(1, support.ids, 0)  # the rest is summed directly, never as 1 − Σ
+    rest = tempered.sum(-1)
+    total = rest + e_head.sum(-1)
+    log_rest = rest.log()
+    weak = (rest < _UNDERFLOW) & torch.isfinite(support.log_r)
+    pi: torch.Tensor | None = None
+    if bool(weak.any()):
+        pi, log_rest[weak] = _rest_alone(rows, support.ids[weak], top[weak], weak, temperature)
+    log_q_head = z_head / temperature - total.log()[:, None]
+    kd = bucket_kl(support, log_q_head, log_rest - total.log())
+
+    q_head = e_head / total[:, None]
+    on_support, r = bucket_gradient(support, q_head)
+    off_support = 1 / total - torch.where(weak | (r == 0), 0, r / rest)
+    head_gradient = kd_scale[:, None] * on_support
+    if shared:
+        log_total = total.log()
+        gradient = tempered.mul_((kd_scale * off_support + ce_scale / total)[:, None])
+        head_gradient += ce_scale[:, None] * q_head
+    else:
+        gradient = tempered.mul_((kd_scale * off_support)[:, None])
+        exponentials = plain.exp_()
+        whole = exponentials.sum(-1)
+        log_total = whole.log()
+        exponentials.mul_((ce_scale / whole)[:, None])
+        head_gradient += exponentials.gather(1, support.ids)
+        gradient += exponentials
+    if pi is not None:
+        gradient[weak] -= (kd_scale * r)[weak, None] * pi
+    head_gradient = torch.where(support.valid, head_gradient, head_gradient[:, :1])
+    # Padded slots repeat the row's first id with the first id's value: writing twice is harmless.
+    gradient.scatter_(1, support.ids, head_gradient)
+    return kd, log_total, gradient
+
+
+def _rest_alone(
+    rows: tuple[torch.Tensor, torch.Tensor],
+    ids: torch.Tensor,
+    top: torch.Tensor,
+    weak: torch.Tensor,
+    temperature: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return softmax and log-sum (about `top`) of the logits off the support, about their own top.
+
+    For the few rows whose rest underflows beside the largest logit.
+    """
+    states, head = rows
+    z = ((states[weak] @ head.t()).to(top.dtype) - top) / temperature
+    z.scatter_(1, ids, -torch.inf)
+    log_rest = z.logsumexp(-1)
+    return (z - log_rest[:, None]).exp(), log_rest
