@@ -68,9 +68,7 @@ def upload_by_key(session: Session, project_id: int, key: str) -> Upload:
     return found
 
 
-def finish_upload(
-    session: Session, upload_id: int, *, sha256: str, owner: str
-) -> Upload:
+def finish_upload(session: Session, upload_id: int, *, sha256: str, owner: str) -> Upload:
     """Note that all bytes are stored and ask for a look at the first records; once only."""
     upload = session.scalar(select(Upload).where(Upload.id == upload_id).with_for_update())
     if upload is None:

@@ -19,11 +19,11 @@ from app.projects.models import Project
 from app.projects.schemas import ProjectCreate
 from app.settings import Settings
 from app.specs.conversation import ImportFunnel
+from app.specs.jobs import JobKind
 from app.storage.uploads import Appender
 from workers.job.task import BodyContext
 from workers.sinks import PipeCallbacks
 from workers.tasks import ingest
-from app.specs.jobs import JobKind
 
 
 def line(n: int) -> bytes:
