@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session, contains_eager
 
 from app.datasets.models import Dataset, DatasetVersion, Upload
 from app.datasets.schemas import ConversationFilter, ConversationLine, ConversationPage
-from app.specs.conversation import Conversation, Reject
+from app.specs.conversation import Conversation, Reject, Split
 from app.specs.dataset_file import COLUMNS, from_row
 
 PAGE = 50
@@ -133,6 +133,13 @@ def conversation_at(path: Path, row: int) -> Conversation | None:
             return from_row(table.to_pylist()[0])
         start += count
     return None
+
+
+def first_conversations(path: Path, count: int, *, split: Split) -> list[Conversation]:
+    """Return the first conversations of a split, in the file's order."""
+    found = conversation_page(path, ConversationFilter(split=split), limit=count).lines
+    shown = (conversation_at(path, line.row) for line in found)
+    return [conversation for conversation in shown if conversation is not None]
 
 
 def first_rejects(path: Path, *, limit: int = 100) -> list[Reject]:
