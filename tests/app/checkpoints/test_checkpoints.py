@@ -93,10 +93,9 @@ def test_impossible_students_are_refused(
         with pytest.raises(InvalidInput) as caught:
             service.make_student(session, project, data, owner="admin")
         assert field in caught.value.fields
+    again = CheckpointAdd(name="big", source=FolderSource(path="/nowhere"))
     with pytest.raises(InvalidInput, match="already has"):
-        folder = FolderSource(path="/nowhere")
-        data = CheckpointAdd(name="big", source=folder)
-        service.register(session, project, data, settings=settings, owner="admin")
+        service.register(session, project, again, settings=settings, owner="admin")
 
 
 def test_a_missing_folder_fails_with_the_cores_sentence(
