@@ -117,9 +117,7 @@ def current_principal(request: Request, session: SessionDep) -> Principal | None
     parts = services(request)
     bearer = bearer_of(request)
     cookie = None if bearer else request.cookies.get(cookie_name(parts.settings))
-    found = (
-        parts.authenticate(session, cookie=cookie, bearer=bearer) if cookie or bearer else None
-    )
+    found = parts.authenticate(session, cookie=cookie, bearer=bearer) if cookie or bearer else None
     request.state.principal = found
     return found
 
@@ -163,6 +161,21 @@ class Require:
 def require(permission: Permission) -> DependsParam:
     """Declare a route's permission: `APIRouter(dependencies=[require(Permission.READ)])`."""
     found: DependsParam = Depends(Require(permission))
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """A public route that reads nothing about who calls (health)."""
+
+    permission: Permission = Permission.PUBLIC
+
+    def __call__(self) -> None:
+        return None
+
+
+def open_to_all() -> DependsParam:
+    found: DependsParam = Depends(Open())
     return found
 
 

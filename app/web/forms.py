@@ -1,6 +1,6 @@
 """HTML forms checked by pydantic: field errors in words, typed values kept, 422 on refusal."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -108,3 +108,14 @@ def check_form(values: Mapping[str, Any], model: type[Model]) -> Form[Model]:
     except ValidationError as error:
         form.errors = field_errors(error.errors(include_url=False))
     return form
+
+
+def form_of(
+    model: type[Model], *, lists: frozenset[str] = frozenset()
+) -> Callable[[Request], Coroutine[Any, Any, Form[Model]]]:
+    """Return a dependency that reads and checks a posted form."""
+
+    async def read(request: Request) -> Form[Model]:
+        return await read_form(request, model, lists=lists)
+
+    return read

@@ -66,16 +66,41 @@ def security_headers(nonce: str, *, tls: bool) -> dict[str, str]:
     return headers
 
 
+def host_name(host: str) -> str:
+    """Return the Host header without its port, lower case; IPv6 keeps its brackets."""
+    name, _, port = host.rpartition(":")
+    return (name if name and port.isdecimal() else host).lower()
+
+
 def _early_refusal(scope: Scope, settings: Settings) -> AppError | None:
+    """Return why a request is refused before anything of it is read."""
     headers = Headers(scope=scope)
-    if len(headers.get("range", "")) > MAX_RANGE:
-        return BadRequest(f"The Range header is longer than {MAX_RANGE} characters.")
+    checks = (_host_refusal, _size_refusal)
+    refusals = (check(headers, settings) for check in checks)
+    found = next((refused for refused in refusals if refused is not None), None)
+    if found is not None:
+        return found
     reason = csrf.refusal(scope["method"], headers)
     if reason is not None:
         return Forbidden(reason)
     reason = csrf.content_type_refusal(scope["method"], headers)
-    if reason is not None:
-        return UnsupportedBody(reason)
+    return UnsupportedBody(reason) if reason is not None else None
+
+
+def _host_refusal(headers: Headers, settings: Settings) -> AppError | None:
+    """DNS rebinding: only names of this installation are answered."""
+    host = host_name(headers.get("host", ""))
+    if host in settings.allowed_hosts or "*" in settings.allowed_hosts:
+        return None
+    return BadRequest(
+        "This host name is not one of the installation's; "
+        "add it to STILLHOUSE_ALLOWED_HOSTS if it is."
+    )
+
+
+def _size_refusal(headers: Headers, settings: Settings) -> AppError | None:
+    if len(headers.get("range", "")) > MAX_RANGE:
+        return BadRequest(f"The Range header is longer than {MAX_RANGE} characters.")
     length = headers.get("content-length", "0")
     if not length.isdecimal():
         return BadRequest("Content-Length is not a number.")
@@ -169,5 +194,3 @@ class RequestEdge:
             if status():
                 raise  # half an answer is out: the server closes the connection
             await self.show_error(request, error)(request.scope, receive, send)
-
-

@@ -35,6 +35,7 @@ PROJECT = (
     NavItem("compare", "Compare", "table", "runs.compare"),
     NavItem("evaluation", "Evaluation", "chart-dots-3", "evaluations.index"),
 )
+ALL = (PROJECTS, *INSTALLATION, *PROJECT)
 
 
 def _links(request: Request, items: tuple[NavItem, ...], **path: Any) -> tuple[NavLink, ...]:

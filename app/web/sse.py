@@ -52,5 +52,7 @@ def event_stream(
                 return
 
     return EventSourceResponse(
-        events(), ping=PING_SECONDS, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        events(),
+        ping=PING_SECONDS,
+        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
     )

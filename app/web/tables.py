@@ -90,7 +90,7 @@ def read_state(
     """Read sort, order, cursor and the named filters from the URL; the first column is default."""
     sort = next((c for c in columns if c.key == query.get("sort")), columns[0])
     given = query.get("order")
-    order: Order = given if given in ("asc", "desc") else sort.first
+    order: Order = "asc" if given == "asc" else "desc" if given == "desc" else sort.first
     after = decode_key(query["after"]) if query.get("after") else None
     found = {name: query[name] for name in filters if query.get(name)}
     kept = {k: v for k, v in query.items() if k in {"sort", "order", *filters} and v}

@@ -1,6 +1,7 @@
 """Jinja environment, and `render`: a page, or one of its blocks for an htmx partial request."""
 
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
@@ -22,6 +23,8 @@ ROOT = Path(__file__).resolve().parents[2]
 TEMPLATES = ROOT / "templates"
 STATIC = ROOT / "static"
 KIT = "_ui"
+CSRF_TOKEN: ContextVar[str] = ContextVar("csrf_token", default="")
+"""The token of the page in hand; macros see no template context."""
 
 
 @lru_cache(maxsize=512)
@@ -65,7 +68,11 @@ def make_environment() -> Environment:
     environment.filters.update(_formatting_filters())
     environment.filters.update(filters.FILTERS)
     environment.globals.update(
-        static=static_url, csp_nonce=CSP_NONCE.get, METRICS=METRICS, with_query=filters.with_query
+        static=static_url,
+        csp_nonce=CSP_NONCE.get,
+        csrf_token=CSRF_TOKEN.get,
+        METRICS=METRICS,
+        with_query=filters.with_query,
     )
     environment.globals["ui"] = _kit(environment)
     return environment
@@ -134,7 +141,9 @@ def render(
     label and address, the page itself last with None) and `nav` (key of the current entry).
     """
     values = {"project": None, "crumbs": (), "nav": None, **(context or {})}
-    values |= {"request": request, "shell": _shell(request, values["project"])}
+    shell = _shell(request, values["project"])
+    values |= {"request": request, "shell": shell}
+    CSRF_TOKEN.set(shell.csrf_token)
     if block is not None and is_partial(request):
         text = render_block(environment(), template, block, values)
     else:

@@ -5,6 +5,8 @@ import shutil
 import sys
 from pathlib import Path
 
+from app.web import navigation
+
 ROOT = Path(__file__).resolve().parents[2]
 
 FILES: dict[str, str] = {
@@ -18,8 +20,9 @@ FILES: dict[str, str] = {
     "tus-js-client/dist/tus.min.js": "tus.min.js",
 }
 ICONS = "@tabler/icons/icons/outline"
-ICON_IN_TEMPLATE = re.compile(r"""(?:icon\(|icon=)\s*["']([a-z0-9-]+)["']""")
-ICON_IN_SCRIPT = re.compile(r"""\bic-([a-z0-9-]+)\b""")
+ICON = re.compile(r"""(?:\bicon\(|\bicon_name=)\s*["']([a-z0-9-]+)["']""")
+LISTED = re.compile(r"icons: ([a-z0-9 -]+?)\s*#}")
+"""A comment in a template that names the icons its variables may hold."""
 SOURCE_MAP = re.compile(rb"\n?/[/*]# sourceMappingURL=[^\n]*")
 
 
@@ -28,13 +31,14 @@ class AssetMissing(RuntimeError):
         super().__init__(f"{path} does not exist: run `npm ci --ignore-scripts` first")
 
 
-def icons_named(templates: Path, scripts: Path) -> set[str]:
-    """Return every icon that a template or a script of ours names."""
-    found: set[str] = set()
+def icons_named(templates: Path) -> set[str]:
+    """Return every icon that a template names, in a call or a comment `icons: a b`, or the menu."""
+    found = {item.icon for item in navigation.ALL}
     for path in templates.rglob("*.html"):
-        found.update(ICON_IN_TEMPLATE.findall(path.read_text()))
-    for path in scripts.rglob("*.js"):
-        found.update(ICON_IN_SCRIPT.findall(path.read_text()))
+        text = path.read_text()
+        found.update(ICON.findall(text))
+        for names in LISTED.findall(text):
+            found.update(names.split())
     return found
 
 
@@ -54,7 +58,7 @@ def install(root: Path = ROOT) -> list[Path]:
     for source, target in FILES.items():
         _copy(modules / source, fresh / target)
     rules = []
-    for name in sorted(icons_named(root / "templates", root / "static" / "js")):
+    for name in sorted(icons_named(root / "templates")):
         _copy(modules / ICONS / f"{name}.svg", fresh / "icons" / f"{name}.svg")
         rules.append(f".ic-{name}{{--i:url(icons/{name}.svg)}}\n")
     (fresh / "icons.css").write_text("".join(rules))

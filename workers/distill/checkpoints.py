@@ -1,3 +1,4 @@
+<<<<<<< HEAD
 """Checkpoints as folders: loading, saving, importing (transformers layout or GGUF), their cards."""
 
 import json
@@ -19,10 +20,30 @@ from huggingface_hub.errors import (
 )
 from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+=======
+"""Checkpoint folders: load, save atomically, read a card from headers, import, convert a GGUF."""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import struct
+import tempfile
+from collections.abc import Iterable, Iterator
+from math import prod
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+>>>>>>> shell
 
 from app.specs.checkpoint import CheckpointCard
 from app.specs.fingerprint import file_sha256, fingerprint
 from workers.distill.callbacks import Callbacks
+<<<<<<< HEAD
 from workers.distill.errors import (
     CheckpointError,
     DownloadError,
@@ -60,11 +81,51 @@ def load_model(
         model: Any = AutoModelForCausalLM.from_pretrained(
             str(folder),
             dtype=dtype,
+=======
+from workers.distill.errors import CheckpointError, HubUnavailableError
+from workers.distill.tokenizers import (
+    load_tokenizer,
+    template_fingerprint,
+    tokenizer_fingerprint,
+    vocabulary_size,
+)
+
+Precision = Literal["float32", "bfloat16"]
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
+_HUB_PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "LICENSE*", "README.md")
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+    "tokenizer.model",
+    "generation_config.json",
+)
+_MAX_HEADER = 100 << 20
+
+
+def load_model(
+    folder: Path, dtype: Precision = "float32", attention: Literal["eager", "sdpa"] = "sdpa"
+) -> Any:
+    """Return the causal language model of a checkpoint folder, in eval mode, on the CPU.
+
+    Safetensors only, never remote code. Errors: CheckpointError.
+    """
+    weight_files(folder)
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            str(folder),
+            dtype=getattr(torch, dtype),
+>>>>>>> shell
             attn_implementation=attention,
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
         )
+<<<<<<< HEAD
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(
             f"The checkpoint in {folder} cannot be loaded: {error} Register it again."
@@ -180,11 +241,183 @@ def download_hub(
         ) from error
     card = import_folder(partial, target)
     shutil.rmtree(partial)
+=======
+    except Exception as error:
+        # transformers raises many types here; what a person needs is the folder and the mend.
+        raise CheckpointError(
+            f"The weights in {folder} could not be loaded: {error} "
+            "Take a causal language model that transformers knows without remote code."
+        ) from error
+    return model.eval()
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the safetensors files of a folder in name order.
+
+    Errors: CheckpointError where there are none, naming a pickle file if that is what lies there.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is not a folder. Register the checkpoint again.")
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"{folder} has no config.json. Take a folder in transformers layout.")
+    found = sorted(folder.glob("*.safetensors"))
+    if found:
+        return found
+    pickles = [p.name for pattern in _PICKLES for p in sorted(folder.glob(pattern))]
+    if pickles:
+        raise CheckpointError(
+            f"{pickles[0]} in {folder} is a pickle file, which can run code when it is opened. "
+            "Convert the weights to safetensors first."
+        )
+    raise CheckpointError(f"{folder} has no *.safetensors file. Add the weights.")
+
+
+@contextlib.contextmanager
+def published(folder: Path) -> Iterator[Path]:
+    """Yield a temporary folder that becomes `folder` at the end: files synced, then one rename.
+
+    Nothing appears at `folder` where the body fails. An existing `folder` is replaced.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        yield temporary
+        for path in sorted(temporary.rglob("*")):
+            sync(path)
+        sync(temporary)
+        temporary.chmod(0o755)
+        old = temporary.with_name(f"{temporary.name}.old")
+        if folder.exists():
+            folder.rename(old)
+        temporary.rename(folder)
+        sync(folder.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def sync(path: Path) -> None:
+    """Flush a file or folder to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def save_checkpoint(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Write weights (safetensors), config and tokenizer to `folder`, all or nothing."""
+    with published(folder) as temporary:
+        model.save_pretrained(str(temporary), safe_serialization=True)
+        tokenizer.save_pretrained(str(temporary))
+
+
+def tensor_headers(path: Path) -> dict[str, dict[str, Any]]:
+    """Return {tensor name: {dtype, shape, data_offsets}} of a safetensors file, weights unread."""
+    with path.open("rb") as stream:
+        prefix = stream.read(8)
+        size = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else _MAX_HEADER  # noqa: PLR2004 - the format's prefix
+        if size >= _MAX_HEADER:
+            raise CheckpointError(f"{path.name} is no safetensors file. Copy it again.")
+        try:
+            header: dict[str, dict[str, Any]] = json.loads(stream.read(size))
+        except ValueError as error:
+            raise CheckpointError(f"{path.name} has a broken header. Copy it again.") from error
+    header.pop("__metadata__", None)
+    return header
+
+
+def weights_fingerprint(folder: Path) -> str:
+    """Return 64 hex digits over the weight files' own SHA-256, whatever the files are called."""
+    return fingerprint(sorted(file_sha256(path) for path in weight_files(folder)))
+
+
+def read_card(folder: Path, *, licence: str | None = None) -> CheckpointCard:
+    """Return the card of a checkpoint folder; weights are hashed but never loaded.
+
+    Counts come from the safetensors headers; a tied embedding is counted once. The output head
+    and the input embedding both count as embedding. Errors: CheckpointError, TokenizerError.
+    """
+    files = weight_files(folder)
+    tensors = {name: info for path in files for name, info in tensor_headers(path).items()}
+    config: Any = AutoConfig.from_pretrained(
+        str(folder), local_files_only=True, trust_remote_code=False
+    )
+    tied = bool(getattr(config, "tie_word_embeddings", False))
+    embedding = total = 0
+    dtypes: set[str] = set()
+    for name, info in tensors.items():
+        count = prod(info["shape"])
+        is_head = name.endswith("lm_head.weight")
+        if is_head and tied and any(n.endswith("embed_tokens.weight") for n in tensors):
+            continue
+        total += count
+        dtypes.add(str(info["dtype"]))
+        if is_head or name.endswith(("embed_tokens.weight", "wte.weight", "embed_in.weight")):
+            embedding += count
+    tokenizer = load_tokenizer(folder)
+    heads = int(config.num_attention_heads)
+    return CheckpointCard(
+        architecture=str((config.architectures or [type(config).__name__])[0]),
+        parameters_total=total,
+        parameters_embedding=embedding,
+        parameters_compute=total - embedding,
+        depth=int(config.num_hidden_layers),
+        width=int(config.hidden_size),
+        ffn_width=int(getattr(config, "intermediate_size", 4 * config.hidden_size)),
+        heads=heads,
+        kv_heads=int(getattr(config, "num_key_value_heads", None) or heads),
+        vocabulary=int(config.vocab_size),
+        tokenizer_entries=vocabulary_size(tokenizer),
+        tokenizer_fingerprint=tokenizer_fingerprint(tokenizer),
+        template_fingerprint=template_fingerprint(tokenizer),
+        eos_token=tokenizer.eos_token,
+        context_length=int(getattr(config, "max_position_embeddings", 0)),
+        dtype=_dtype_name(dtypes),
+        bytes=sum(path.stat().st_size for path in files),
+        weights_fingerprint=weights_fingerprint(folder),
+        licence=licence,
+    )
+
+
+def _dtype_name(dtypes: set[str]) -> str:
+    names = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
+    return "+".join(sorted(names.get(d, d.lower()) for d in dtypes))
+
+
+def import_folder(source: Path, target: Path, callbacks: Callbacks) -> CheckpointCard:
+    """Copy a local checkpoint to `target` after checking it; a GGUF is converted to safetensors.
+
+    `source` is a folder in transformers layout, a folder with one .gguf, or a .gguf file. Only
+    weights, config and tokenizer are copied: no code, no pickle. Errors: CheckpointError.
+    """
+    gguf = _gguf_of(source)
+    if gguf is not None:
+        convert_gguf(gguf, target, callbacks)
+        return read_card(target)
+    files = weight_files(source)
+    wanted = [*files, source / "config.json"]
+    wanted += [p for name in _TOKENIZER_FILES if (p := source / name).is_file()]
+    index = source / "model.safetensors.index.json"
+    wanted += [index] if index.is_file() else []
+    callbacks.phase("copy")
+    with published(target) as temporary:
+        for done, path in enumerate(wanted):
+            callbacks.progress(done, len(wanted), "files")
+            if path.suffix == ".safetensors":
+                tensor_headers(path)
+            shutil.copyfile(path, temporary / path.name)
+        callbacks.progress(len(wanted), len(wanted), "files")
+        card = read_card(temporary)
+        load_model(temporary)  # what cannot be loaded must not be registered
+>>>>>>> shell
     return card
 
 
 def _gguf_of(source: Path) -> Path | None:
     if source.is_file():
+<<<<<<< HEAD
         return source if source.suffix == ".gguf" else None
     if any(source.glob("*.safetensors")):
         return None
@@ -277,3 +510,150 @@ def _headers(files: list[Path]) -> tuple[dict[str, tuple[int, ...]], str]:
     names = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
     kind = max(weight_of, key=lambda k: weight_of[k], default="F32")
     return shapes, names.get(kind, kind.lower())
+=======
+        if source.suffix == ".gguf":
+            return source
+        raise CheckpointError(f"{source.name} is no checkpoint. Give a folder or a .gguf file.")
+    ggufs = sorted(source.glob("*.gguf")) if source.is_dir() else []
+    if (source / "config.json").is_file() or not ggufs:
+        return None
+    if len(ggufs) > 1:
+        raise CheckpointError(
+            f"{source} holds {len(ggufs)} .gguf files. Give the path of the one you mean."
+        )
+    return ggufs[0]
+
+
+def convert_gguf(path: Path, target: Path, callbacks: Callbacks) -> None:
+    """Write a llama-type GGUF as an ordinary safetensors folder with its tokenizer and template.
+
+    transformers dequantises the file to fp32 but then refuses to save it, so the weights move to a
+    fresh LlamaForCausalLM; its logits must equal the original's. Errors: CheckpointError.
+    """
+    callbacks.phase("convert")
+    with tempfile.TemporaryDirectory() as scratch:
+        # A folder of its own, so that nothing beside the file is read.
+        (Path(scratch) / path.name).symlink_to(path.resolve())
+        try:
+            original: Any = AutoModelForCausalLM.from_pretrained(
+                scratch, gguf_file=path.name, dtype=torch.float32, trust_remote_code=False
+            )
+        except Exception as error:
+            # gguf and transformers raise many types; the file's name and a mend help more.
+            raise CheckpointError(f"{path.name} could not be read as a GGUF: {error}") from error
+        if not isinstance(original, LlamaForCausalLM):
+            raise CheckpointError(
+                f"{path.name} holds a {type(original).__name__}; only llama-type GGUF files "
+                "can be converted. Take the safetensors checkpoint instead."
+            )
+        tokenizer = load_tokenizer(Path(scratch))
+    facts = original.config.to_dict()
+    for name in ("quantization_config", "_name_or_path", "dtype", "torch_dtype"):
+        facts.pop(name, None)
+    llama: Any = LlamaForCausalLM
+    fresh = llama(LlamaConfig(**facts))
+    fresh.load_state_dict(original.state_dict())
+    fresh.eval()
+    for name in ("eos_token_id", "bos_token_id", "pad_token_id"):
+        # The file's own ids may lack the turn's end that its chat template writes.
+        number = getattr(tokenizer, name)
+        setattr(fresh.config, name, number)
+        setattr(fresh.generation_config, name, number)
+    probe = torch.arange(16)[None] % fresh.config.vocab_size
+    with torch.inference_mode():
+        same = torch.equal(original(input_ids=probe).logits, fresh(input_ids=probe).logits)
+    if not same:
+        raise CheckpointError(f"{path.name} converts to other logits. Take the safetensors.")
+    save_checkpoint(fresh, tokenizer, target)
+
+
+def download_hub(
+    repo_id: str,
+    revision: str,
+    token: str | None,
+    target: Path,
+    callbacks: Callbacks,
+) -> str:
+    """Download a hub repository's safetensors, config and tokenizer; return the commit it is.
+
+    Finished files are kept in `target` when it fails and not fetched again. Errors:
+    HubUnavailableError (offline, gated, unknown), CheckpointError (no safetensors there).
+    """
+    from huggingface_hub import HfApi, hf_hub_download  # noqa: PLC0415 - only this job needs it
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError  # noqa: PLC0415 - as above
+
+    callbacks.phase("download")
+    api = HfApi(token=token)
+    try:
+        info = api.model_info(repo_id, revision=revision, files_metadata=True, timeout=20)
+        sizes = {s.rfilename: s.size or 0 for s in info.siblings or [] if _wanted(s.rfilename)}
+        _require_safetensors(repo_id, revision, sizes)
+        done, total = 0, sum(sizes.values())
+        for name in sorted(sizes, key=lambda n: (sizes[n], n)):
+            callbacks.progress(done, total, "bytes")
+            hf_hub_download(repo_id, name, revision=info.sha, token=token, local_dir=str(target))
+            done += sizes[name]
+        callbacks.progress(done, total, "bytes")
+    except HFValidationError as error:
+        raise HubUnavailableError(
+            f"{repo_id!r} is no repository name. Write owner/name."
+        ) from error
+    except HfHubHTTPError as error:
+        raise HubUnavailableError(
+            f"The hub refused {repo_id} at {revision}: {error.server_message or error}. "
+            "Check the name, the revision and the token."
+        ) from error
+    except (OSError, RuntimeError) as error:
+        # No route, no name, a proxy: httpx errors arrive wrapped in either type.
+        raise _offline(repo_id, error) from error
+    except Exception as error:
+        if type(error).__module__.startswith(("httpx", "httpcore", "huggingface_hub")):
+            raise _offline(repo_id, error) from error
+        raise
+    shutil.rmtree(target / ".cache", ignore_errors=True)
+    return str(info.sha)
+
+
+def _require_safetensors(repo_id: str, revision: str, names: Iterable[str]) -> None:
+    if not any(name.endswith(".safetensors") for name in names):
+        raise CheckpointError(
+            f"{repo_id} has no safetensors at {revision}. Pick a repository that has."
+        )
+
+
+def _offline(repo_id: str, error: Exception) -> HubUnavailableError:
+    return HubUnavailableError(
+        f"The hub could not be reached for {repo_id} ({type(error).__name__}). Check this "
+        "machine's network, or register a local folder instead."
+    )
+
+
+def _wanted(name: str) -> bool:
+    path = Path(name)
+    return len(path.parts) == 1 and any(path.match(pattern) for pattern in _HUB_PATTERNS)
+
+
+def state_sha256(model: Any) -> str:
+    """Return 64 hex digits over names and bytes of all weights: equal means equal bit for bit."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def load_weights(model: Any, path: Path) -> None:
+    """Load `path` (safetensors) into a model in place; tied weights may be stored once."""
+    missing, unexpected = model.load_state_dict(load_file(str(path)), strict=False)
+    tied = {"lm_head.weight"} if getattr(model.config, "tie_word_embeddings", False) else set()
+    if unexpected or set(missing) - tied:
+        raise CheckpointError(f"{path.name} belongs to another model. Start without resuming.")
+
+
+def save_weights(model: Any, path: Path) -> None:
+    """Save a model's weights to one safetensors file; a tied head is stored once."""
+    state = {n: t.detach().contiguous() for n, t in model.state_dict().items()}
+    if getattr(model.config, "tie_word_embeddings", False):
+        state.pop("lm_head.weight", None)
+    save_file(state, str(path), metadata={"format": "pt"})
+>>>>>>> shell

@@ -71,3 +71,27 @@ class TemperatureError(DistillError):
 
 class MissingRowsError(DistillError):
     """The teacher cache holds no rows for conversations that need them."""
+
+
+class CheckpointError(DistillError):
+    """A folder or file is no usable checkpoint."""
+
+
+class HubUnavailableError(DistillError):
+    """A model hub cannot be reached or refuses."""
+
+
+class SnapshotError(DistillError):
+    """No snapshot can be resumed from: each is incomplete, altered, or of another spec."""
+
+
+class NonFiniteLossError(DistillError):
+    """The loss or gradient is nan or infinite at a step."""
+
+
+class PruneError(DistillError):
+    """A prune spec that the teacher cannot satisfy."""
+
+
+class EvaluationError(DistillError):
+    """An evaluation has nothing to compare."""

@@ -124,7 +124,13 @@ class Renderer:
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of rendered text; special tokens are those the template wrote."""
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        try:
+            return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        except (TypeError, UnicodeEncodeError) as error:
+            raise TemplateError(
+                "The conversation is no valid Unicode text (half a surrogate pair?). "
+                "Clean it where it was logged."
+            ) from error
 
     def preview(self, rendered: RenderedConversation) -> list[tuple[str, bool]]:
         """Return (text, is a target) pieces of a rendered conversation, for people."""
@@ -205,7 +211,7 @@ class Renderer:
                 start, end = spans[turn]
             else:
                 start, end = self._incremental_span(messages, tools, turn, text)
-            self._check_tool_calls(messages[turn], text[start:end], turn)
+            self._check_written(messages[turn], text[start:end], turn)
             first, stop = self._border(text, ids, start), self._border(text, ids, end)
             first, stop = self._end_of_turn(ids, first, stop)
             if stop <= first:
@@ -266,12 +272,18 @@ class Renderer:
     def _blank(self, number: int) -> bool:
         return not str(self.tokenizer.decode([number])).strip()
 
-    def _check_tool_calls(self, message: Message, written: str, turn: int) -> None:
+    def _check_written(self, message: Message, written: str, turn: int) -> None:
+        """Refuse a target that the template drops or rewrites: another text would be trained."""
         missing = [call.name for call in message.tool_calls if call.name not in written]
         if missing:
             raise TemplateError(
                 f"The chat template does not write the tool call {missing[0]!r} of message "
                 f"{turn + 1}. Take a checkpoint whose template knows tools."
+            )
+        if message.content.strip() not in written:
+            raise TemplateError(
+                f"The chat template does not write the answer of message {turn + 1} as it is, so "
+                "another text would be trained. Take targets: last_turn, or another template."
             )
 
     def _text(

@@ -2,8 +2,9 @@
 
 File: magic · frames · index (one fixed record a frame) · footer. It is named by its own SHA-256.
 Frame, before zstd: row count, grid size, id bytes, then columns over all rows (sizes, value range,
-log r, entropy) and over all head entries in rank order (id byte planes, u8 distance from rank 0).
-Log p at rank 0 is not stored: head and residual sum to one, so the residual at T = 1 gives it.
+log r, entropy) and over all head entries in rank order (id byte planes; u8 steps down from rank to
+rank, which compress better than distances). Log p at rank 0 is not stored: head and residual sum to
+one, so the residual at T = 1 gives it.
 """
 
 import hashlib
@@ -86,6 +87,8 @@ def encode_rows(rows: TargetRows, *, vocabulary: int, grid: Sequence[float]) -> 
     span = distance.max(1, initial=0).astype(np.float16)
     scale = np.where(span > 0, 255 / np.maximum(span.astype(np.float32), 1e-12), 0)
     steps = np.clip(np.rint(distance * scale[:, None]), 0, 255).astype(np.uint8)
+    if (np.diff(distance, axis=1)[valid[:, 1:]] < 0).any():
+        raise RowCountError("Teacher rows must list their head in rank order.")
     ids = rows.ids[valid]
     with np.errstate(over="ignore"):  # below fp16's range a residual is −inf: there is none
         log_r = rows.log_r.astype(np.float16)
@@ -98,7 +101,7 @@ def encode_rows(rows: TargetRows, *, vocabulary: int, grid: Sequence[float]) -> 
         log_r.astype("<f2").tobytes(),
         rows.entropy.astype("<f2").tobytes(),
         *((ids >> (8 * plane)).astype(np.uint8).tobytes() for plane in range(id_bytes)),
-        steps[valid].tobytes(),
+        np.diff(steps, axis=1)[valid[:, 1:]].tobytes(),
     ]
     return b"".join(parts)
 
@@ -127,8 +130,10 @@ def decode_frames(frames: Sequence[bytes]) -> list[TargetRows]:
         flat |= planes[plane].astype(np.int64) << (8 * plane)
     ids = np.full(valid.shape, -1, dtype=np.int64)
     ids[valid] = flat
-    logp = np.full(valid.shape, -np.inf, dtype=np.float32)
-    logp[valid] = steps * np.repeat(span / np.float32(-255), sizes)
+    distance = np.zeros(valid.shape, dtype=np.uint8)
+    distance[:, 1:][valid[:, 1:]] = steps
+    np.cumsum(distance, axis=1, dtype=np.uint8, out=distance)
+    logp = np.where(valid, distance * (span / np.float32(-255))[:, None], np.float32(-np.inf))
     residual = np.take_along_axis(log_r, one[:, None], axis=1)[:, 0]
     logp += (np.log1p(-np.exp(residual)) - np.log(np.exp(logp).sum(1)))[:, None]
     borders = np.cumsum([0, *counts])
@@ -370,8 +375,8 @@ def _columns(frame: bytes) -> tuple[NDArray[np.generic], ...]:
         raise CorruptShardError("A teacher frame is shorter than its header.")
     count, grid, one, id_bytes, size_bytes = _HEADER.unpack_from(frame)
     fixed = _HEADER.size + count * (size_bytes + 4 + 2 * grid)
-    total = (len(frame) - fixed) // (id_bytes + 1)
-    if len(frame) != fixed + total * (id_bytes + 1) or total < count or one >= grid:
+    total = (len(frame) - fixed + count) // (id_bytes + 1)  # rank 0 has an id and no step
+    if len(frame) != fixed + total * (id_bytes + 1) - count or total < count or one >= grid:
         raise CorruptShardError("A teacher frame's columns do not fit its header.")
     at = _HEADER.size
 
@@ -387,4 +392,4 @@ def _columns(frame: bytes) -> tuple[NDArray[np.generic], ...]:
     span, log_r = take("<f2", count), take("<f2", count * grid).reshape(count, grid)
     entropy = take("<f2", count)
     planes = take("u1", total * id_bytes).reshape(id_bytes, total)
-    return sizes, span, log_r, entropy, planes, take("u1", total), one
+    return sizes, span, log_r, entropy, planes, take("u1", total - count), one

@@ -82,6 +82,9 @@ class Child:
         self.kill()
         for thread in self._threads:
             thread.join(timeout=5)
+        for stream in (self.process.stdout, self.process.stderr):
+            if stream is not None:
+                stream.close()
         os.close(self._life_write)
 
     def _signal(self, number: int) -> None:

@@ -25,12 +25,12 @@ app = build(settings.require_redis_url())
 _drain = multiprocessing.get_context("fork").Event()  # shared with the pool process it forks
 
 
-@worker_shutting_down.connect
+@worker_shutting_down.connect  # type: ignore[untyped-decorator] # celery has no types
 def _start_drain(**_: Any) -> None:
     _drain.set()
 
 
-@worker_process_init.connect
+@worker_process_init.connect  # type: ignore[untyped-decorator] # celery has no types
 def _prepare(**_: Any) -> None:
     # The pool process goes with its parent; its lease then runs out and the job is taken back.
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,13 +1,20 @@
+<<<<<<< HEAD
 """The loop: resuming, splitting a step, what moves, stopping, guarding, keeping the best."""
 
 import copy
 import math
+=======
+"""The loop: splitting and resuming change nothing; bad numbers stop it by name."""
+
+from dataclasses import replace
+>>>>>>> shell
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+<<<<<<< HEAD
 from app.specs.training import Objective, Schedule, Trainable
 from tests.workers.distill import tiny
 from workers.distill.batches import Collator
@@ -18,20 +25,51 @@ from workers.distill.trainer import choose_trainable, learning_rate, train
 
 class Recorder(Silent):
     """Keeps what it is told; asks to stop once `stop_after` steps are done."""
+=======
+from app.specs.training import Objective, Schedule, Trainable, TrainingSpec
+from tests.workers.distill import tiny
+from workers.distill.batches import BatchSource
+from workers.distill.callbacks import Silent
+from workers.distill.checkpointing import (
+    MODEL,
+    load_snapshot,
+    snapshot_folder,
+    snapshot_folders,
+    verify_snapshot,
+)
+from workers.distill.checkpoints import load_model, load_weights, state_sha256
+from workers.distill.errors import NonFiniteLossError, SnapshotError
+from workers.distill.trainer import TrainResult, learning_rate, select_trainable, train
+
+ITEMS = tiny.rendered(tiny.tickets(24))
+ROWS = tiny.LiveRows(tiny.llama(hidden=48, seed=9), ITEMS)
+
+
+class Recorder(Silent):
+    """Keeps the metrics and log; asks to stop after a step."""
+>>>>>>> shell
 
     def __init__(self, stop_after: int | None = None) -> None:
         self.points: dict[int, dict[str, float]] = {}
         self.logs: list[str] = []
+<<<<<<< HEAD
         self.snapshots: list[tuple[int, bool]] = []
         self.stop_after = stop_after
         self.steps = 0
 
     def metrics(self, step: int, values: Any) -> None:
         self.points.setdefault(step, {}).update(values)
+=======
+        self.stop_after = stop_after
+
+    def metrics(self, step: int, values: Any) -> None:
+        self.points[step] = dict(values)
+>>>>>>> shell
 
     def log(self, text: str, level: str = "info") -> None:
         self.logs.append(f"{level}: {text}")
 
+<<<<<<< HEAD
     def snapshot(self, step: int, folder: Path, manifest_sha256: str, **more: Any) -> None:
         assert (folder / "manifest.json").is_file()
         assert len(manifest_sha256) == 64
@@ -237,3 +275,161 @@ def test_objective_ce_needs_no_teacher(data: Any, tmp_path: Path) -> None:
     assert spec.objective == Objective(kind="ce", alpha=0)
     result = _train(tiny.make_model(), data, spec, None, tmp_path)
     assert sum(result.losses[-3:]) < 0.6 * sum(result.losses[:3])
+=======
+    def should_stop(self) -> bool:
+        return self.stop_after is not None and max(self.points, default=0) >= self.stop_after
+
+
+def spec(**schedule: Any) -> TrainingSpec:
+    values = {"steps": 6, "batch_size": 8, "snapshot_every": 2, "warmup_steps": 2} | schedule
+    return TrainingSpec(objective=Objective(alpha=0.6), schedule=Schedule(**values))
+
+
+def run(
+    workdir: Path,
+    what: TrainingSpec,
+    callbacks: Recorder | None = None,
+    *,
+    resume: Path | None = None,
+    seed: int = 0,
+) -> tuple[TrainResult, Any]:
+    model = tiny.llama(seed=seed)
+    batches = BatchSource(ITEMS, ROWS, what.objective, what.schedule, what.seed)
+    validation = [BatchSource(ITEMS, ROWS, what.objective, what.schedule, 5).step(0).micro[0]]
+    result = train(
+        model,
+        batches,
+        what,
+        callbacks=callbacks or Recorder(),
+        workdir=workdir,
+        tokenizer=tiny.tokenizer(),
+        resume_from=resume,
+        validation=validation,
+    )
+    return result, model
+
+
+def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path) -> None:
+    whole_points, first, second = Recorder(), Recorder(stop_after=3), Recorder()
+    whole, whole_model = run(tmp_path / "whole", spec(), whole_points)
+    half, _ = run(tmp_path / "half", spec(), first)
+    assert (half.steps, half.stopped_early, half.folder) == (3, True, None)
+    # A model of other weights: everything must come from the snapshot.
+    resumed, model = run(
+        tmp_path / "half", spec(), second, resume=tmp_path / "half" / "snapshots", seed=7
+    )
+    assert state_sha256(model) == state_sha256(whole_model)
+    assert (resumed.steps, resumed.tokens, resumed.best_value) == (
+        6,
+        whole.tokens,
+        whole.best_value,
+    )
+    joined = first.points | second.points
+    for step, values in whole_points.points.items():
+        for name in ("train/loss", "train/kd_loss", "train/ce_loss", "optim/grad_norm"):
+            assert joined[step][name] == values[name]
+    assert not whole.stopped_early
+    assert whole.folder is not None
+    assert state_sha256(load_model(whole.folder)) == state_sha256(whole_model)
+
+
+def test_how_a_step_is_split_changes_nothing(tmp_path: Path) -> None:
+    one, eight = Recorder(), Recorder()
+    _, whole = run(tmp_path / "1", spec(steps=3), one)
+    _, split = run(tmp_path / "8", spec(steps=3, micro_batch_size=1), eight)
+    for name, value in whole.state_dict().items():
+        torch.testing.assert_close(split.state_dict()[name], value, rtol=1e-3, atol=2e-5)
+    for step in (1, 2, 3):
+        assert eight.points[step]["train/loss"] == pytest.approx(
+            one.points[step]["train/loss"], rel=1e-5
+        )
+
+
+def test_a_flipped_byte_falls_back_to_the_snapshot_before(tmp_path: Path) -> None:
+    run(tmp_path, spec(validate_every=6), Recorder(stop_after=4))
+    newest, before = snapshot_folders(tmp_path / "snapshots")
+    target = newest / "model.safetensors"
+    data = bytearray(target.read_bytes())
+    data[len(data) // 2] ^= 1
+    target.write_bytes(bytes(data))
+    with pytest.raises(SnapshotError, match=r"step-00000004: model\.safetensors is not what"):
+        verify_snapshot(newest)
+    model, recorder = tiny.llama(seed=3), Recorder()
+    optimizer = torch.optim.AdamW(select_trainable(model, Trainable()))
+    with pytest.raises(SnapshotError, match="another training spec"):
+        load_snapshot([before], model, optimizer, spec_hash="0", callbacks=recorder)
+    after, _ = run(
+        tmp_path, spec(validate_every=6), recorder, resume=tmp_path / "snapshots", seed=3
+    )
+    assert after.steps == 6
+    assert sorted(recorder.points) == [3, 4, 5, 6]
+    assert any("Falling back" in text and text.startswith("warning") for text in recorder.logs)
+
+
+def test_the_last_two_snapshots_and_the_best_are_kept(tmp_path: Path) -> None:
+    recorder = Recorder()
+    what = spec(learning_rate=1e-2, validate_every=1, snapshot_every=1, warmup_steps=0).model_copy(
+        update={"objective": Objective(kind="ce", alpha=0.0)}
+    )
+    right = BatchSource(ITEMS, None, what.objective, what.schedule, 5).step(0).micro[0]
+    # A label that training does not teach: the better it learns, the worse it gets on it.
+    wrong = replace(right, labels=torch.full_like(right.labels, 300))
+    model = tiny.llama()
+    result = train(
+        model,
+        BatchSource(ITEMS, None, what.objective, what.schedule, 0),
+        what,
+        callbacks=recorder,
+        workdir=tmp_path,
+        tokenizer=tiny.tokenizer(),
+        validation=[wrong],
+    )
+    assert result.best_step == 1
+    kept = {int(p.name[5:]) for p in snapshot_folders(tmp_path / "snapshots")}
+    assert kept == {1, 5, 6}
+    losses = {s: v["validation/loss"] for s, v in recorder.points.items()}
+    assert result.best_value == min(losses.values()) == losses[result.best_step]
+    best = tiny.llama(seed=4)
+    load_weights(best, snapshot_folder(tmp_path / "snapshots", result.best_step) / MODEL)
+    assert state_sha256(best) == state_sha256(model)
+
+
+def test_a_nan_stops_with_the_step_and_a_mend(tmp_path: Path) -> None:
+    what = spec()
+    model = tiny.llama()
+    with torch.no_grad():
+        model.base_model.norm.weight.fill_(torch.nan)
+    with pytest.raises(NonFiniteLossError, match=r"Step 1: .* Lower the learning rate"):
+        train(
+            model,
+            BatchSource(ITEMS, ROWS, what.objective, what.schedule, 0),
+            what,
+            callbacks=Recorder(),
+            workdir=tmp_path,
+            tokenizer=tiny.tokenizer(),
+        )
+    assert not (tmp_path / "checkpoint").exists()
+
+
+def test_only_the_chosen_weights_move() -> None:
+    model = tiny.llama(layers=3)
+    select_trainable(model, Trainable(top_layers=1))
+    moving = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert moving == {
+        n for n, _ in model.named_parameters() if n.startswith(("model.layers.2.", "model.norm."))
+    }
+    select_trainable(model, Trainable(freeze_embeddings=True))
+    still = {n for n, p in model.named_parameters() if not p.requires_grad}
+    assert still == {"model.embed_tokens.weight"}
+    untied = tiny.llama(tied=False)
+    select_trainable(untied, Trainable(top_layers=1))
+    assert untied.lm_head.weight.requires_grad
+    assert not untied.model.embed_tokens.weight.requires_grad
+
+
+def test_learning_rate_by_hand() -> None:
+    schedule = Schedule(steps=12, warmup_steps=2, learning_rate=1.0, min_lr_ratio=0.2)
+    assert [learning_rate(schedule, s) for s in (0, 1, 2)] == [0.5, 1.0, 1.0]
+    assert learning_rate(schedule, 7) == pytest.approx(0.6)
+    assert learning_rate(schedule, 12) == pytest.approx(0.2)
+>>>>>>> shell

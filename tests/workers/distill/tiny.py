@@ -1,3 +1,4 @@
+<<<<<<< HEAD
 """A tokenizer trained in a second, tiny random Llamas, and the tickets task for them."""
 
 from collections.abc import Sequence
@@ -6,18 +7,34 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+=======
+"""A tokenizer and models trained or made in process, on the made tickets task."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+>>>>>>> shell
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+<<<<<<< HEAD
 from app.specs.teacher import CaptureProfile
 from app.specs.training import Objective, RenderSpec, Schedule, TrainingSpec
 from bench.made_tickets import conversation, tickets
 from workers.distill.batches import BatchSource
+=======
+from app.specs.conversation import Conversation
+from app.specs.teacher import CaptureProfile
+from app.specs.training import RenderSpec
+from bench.made_tickets import made_tickets
+>>>>>>> shell
 from workers.distill.rendering import Renderer
 from workers.distill.teachers import LocalTeacher
 from workers.distill.values import RenderedConversation, TargetRows
 
+<<<<<<< HEAD
 TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}<|end|>"
     "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -38,10 +55,42 @@ def make_tokenizer() -> Any:
     )
     bpe.train_from_iterator([t.text + t.answer for t in tickets(400, 99)], trainer)
     fast = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|end|>")  # noqa: S106 - a token of text
+=======
+END = "<|im_end|>"
+TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@functools.cache
+def tickets(count: int, seed: int = 0) -> tuple[Conversation, ...]:
+    return tuple(made_tickets(count, seed=seed))
+
+
+@functools.cache
+def tokenizer() -> Any:
+    """Return a byte-level BPE of 512 entries, trained on the task, EOS `<|im_end|>`."""
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=512,
+        special_tokens=["<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    made.train_from_iterator(
+        [m.content for c in tickets(300) for m in c.messages] + ["system user assistant"], trainer
+    )
+    fast = PreTrainedTokenizerFast(tokenizer_object=made, eos_token=END)
+>>>>>>> shell
     fast.chat_template = TEMPLATE
     return fast
 
 
+<<<<<<< HEAD
 def make_model(
     *, hidden: int = 32, layers: int = 2, ffn: int = 64, seed: int = 0, tied: bool = True
 ) -> Any:
@@ -59,10 +108,29 @@ def make_model(
         bos_token_id=None,
         eos_token_id=0,
         pad_token_id=0,
+=======
+def llama(
+    *, hidden: int = 32, layers: int = 2, heads: int = 4, seed: int = 0, tied: bool = True
+) -> Any:
+    """Return a random llama-type model for the tokenizer; 2 query heads a key/value head."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer()),
+        hidden_size=hidden,
+        intermediate_size=3 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=max(1, heads // 2),
+        max_position_embeddings=256,
+        tie_word_embeddings=tied,
+        bos_token_id=None,
+        eos_token_id=tokenizer().eos_token_id,
+>>>>>>> shell
     )
     return LlamaForCausalLM(config).eval()
 
 
+<<<<<<< HEAD
 def rendered(count: int, seed: int = 0) -> tuple[RenderedConversation, ...]:
     renderer = Renderer(make_tokenizer(), RenderSpec(max_tokens=256))
     return renderer.render_all(conversation(t) for t in tickets(count, seed)).rendered
@@ -125,3 +193,20 @@ def logits(model: Any, ids: Sequence[int]) -> torch.Tensor:
 def some_ids(count: int = 12, seed: int = 0) -> list[int]:
     found: list[int] = np.random.default_rng(seed).integers(4, 512, count).tolist()
     return found
+=======
+def rendered(conversations: Sequence[Conversation]) -> tuple[RenderedConversation, ...]:
+    return Renderer(tokenizer(), RenderSpec()).render_all(conversations).rendered
+
+
+class LiveRows:
+    """Teacher rows straight from a model, as a cache would give them."""
+
+    def __init__(self, model: Any, items: Sequence[RenderedConversation]) -> None:
+        profile = CaptureProfile()
+        self.grid = profile.temperatures
+        found = LocalTeacher(model, len(tokenizer())).capture([r.input_ids for r in items], profile)
+        self._rows = {r.entry: rows for r, rows in zip(items, found, strict=True)}
+
+    def rows(self, entries: Sequence[str]) -> list[TargetRows | None]:
+        return [self._rows.get(e) for e in entries]
+>>>>>>> shell

@@ -1,0 +1,204 @@
+"""Small breakages of the source, one at a time; each must fail the tests that guard it.
+
+`python -m bench.mutants [NAME…]` exits 0 when every mutant was killed. The tree is copied first, so
+the working tree never changes. A mutant whose text is not found exactly once is an error: the code
+moved on and the table must follow.
+"""
+
+import argparse
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+_COPIED = ("app", "workers", "tests", "bench", "migrations", "templates", "pyproject.toml")
+_TIMEOUT_SECONDS = 300
+_TESTS_FAILED = 1  # pytest's exit code for failures; others mean that nothing was tested
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """One breakage: `old` (found exactly once in `file`) becomes `new`; `tests` must notice."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+BATCHES = "workers/distill/batches.py"
+RENDERING = "workers/distill/rendering.py"
+FUSED = "workers/distill/losses/fused.py"
+SHARDS = "workers/distill/teacher_shards.py"
+TEACHERS = "workers/distill/teachers.py"
+PROOFS = ("tests/workers/distill/losses",)
+MUTANTS = (
+    Mutant(
+        "labels shifted by one",
+        BATCHES,
+        "positions.append(row * length + predicted - 1)",
+        "positions.append(row * length + predicted)",
+        ("tests/workers/distill/test_batches.py",),
+    ),
+    Mutant(
+        "teacher rows shifted by one",
+        BATCHES,
+        "steps.append(predicted - 1)",
+        "steps.append(np.maximum(predicted - 2, 0))",
+        ("tests/workers/distill/test_batches.py",),
+    ),
+    Mutant(
+        "target mask inverted",
+        RENDERING,
+        "mask[first:stop] = True",
+        "mask[:first] = True",
+        ("tests/workers/distill/test_rendering.py",),
+    ),
+    Mutant(
+        "end of turn left out of the mask",
+        RENDERING,
+        "mask[first:stop] = True",
+        "mask[first : stop - 1] = True",
+        ("tests/workers/distill/test_rendering.py",),
+    ),
+    Mutant(
+        "T² only in the reported value",
+        FUSED,
+        "kd_scale=alpha * temperature / problem.denominator",
+        "kd_scale=alpha / temperature / problem.denominator",
+        PROOFS,
+    ),
+    Mutant(
+        "T² left out of value and kept in the gradient",
+        FUSED,
+        "mixed = alpha * temperature**2 * kd",
+        "mixed = alpha * kd",
+        PROOFS,
+    ),
+    Mutant(
+        "bucket gradient off the support without r",
+        FUSED,
+        "off_support = 1 / total - torch.where(weak | (r == 0), 0, r / rest)",
+        "off_support = 1 / total - torch.zeros_like(r)",
+        PROOFS,
+    ),
+    Mutant(
+        "vanishing rest not recomputed",
+        FUSED,
+        "_UNDERFLOW = 1e-30",
+        "_UNDERFLOW = 0.0",
+        PROOFS,
+    ),
+    Mutant(
+        "padded vocabulary gets mass",
+        FUSED,
+        "vocabulary=min(vocabulary or weight.shape[0], weight.shape[0])",
+        "vocabulary=weight.shape[0]",
+        PROOFS,
+    ),
+    Mutant(
+        "denominator local to the micro-batch",
+        BATCHES,
+        "denominator=sum(b.target_tokens for b in micro)",
+        "denominator=micro[0].target_tokens",
+        ("tests/workers/distill/test_batches.py",),
+    ),
+    Mutant(
+        "rows joined by place instead of entry",
+        BATCHES,
+        "self._lookup.rows([c.entry for c in conversations])",
+        "self._lookup.rows(sorted(c.entry for c in conversations))",
+        ("tests/workers/distill/test_batches.py",),
+    ),
+    Mutant(
+        "head not scaled by 1 − r",
+        SHARDS,
+        "log_w += torch.log(-torch.expm1(log_r))[:, None]",
+        "log_w += 0 * log_r[:, None]",
+        ("tests/workers/distill/test_teacher_shards.py",),
+    ),
+    Mutant(
+        "frame checksum off",
+        SHARDS,
+        'if zlib.crc32(data) != int(record["crc"]):',
+        'if zlib.crc32(data) == int(record["crc"]) + 1:',
+        ("tests/workers/distill/test_teacher_shards.py",),
+    ),
+    Mutant(
+        "residual forgets the top entries that are not kept",
+        TEACHERS,
+        "torch.where(kept, 0, weights).sum(-1)",
+        "torch.zeros_like(plain)",
+        ("tests/workers/distill/test_capture.py",),
+    ),
+)
+
+
+def run_mutant(mutant: Mutant, tree: Path) -> str | None:
+    """Return None where the tests noticed, else a sentence about what went wrong.
+
+    The breakage is undone afterwards, so that one copied tree serves all mutants.
+    """
+    path = tree / mutant.file
+    if not path.is_file():
+        return f"{mutant.file} does not exist: the table must follow the code."
+    whole = path.read_text(encoding="utf-8")
+    if whole.count(mutant.old) != 1:
+        return f"{mutant.file} holds its text {whole.count(mutant.old)} times, not once."
+    missing = [t for t in mutant.tests if not (tree / t).exists()]
+    if missing:
+        return f"its tests {missing[0]} do not exist."
+    path.write_text(whole.replace(mutant.old, mutant.new), encoding="utf-8")
+    try:
+        done = subprocess.run(  # noqa: S603 - our own interpreter on our own tests
+            [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *mutant.tests],
+            cwd=tree,
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT_SECONDS,
+            check=False,
+        )
+    finally:
+        path.write_text(whole, encoding="utf-8")
+    if done.returncode == _TESTS_FAILED:
+        return None
+    if done.returncode == 0:
+        return "it survived: no test noticed."
+    return f"pytest ended with {done.returncode}: {done.stdout[-400:]}{done.stderr[-400:]}"
+
+
+def main() -> int:
+    """Run the chosen mutants and print one line each; 1 where any was not killed."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", help="mutants to run; all of them by default")
+    chosen = parser.parse_args().names
+    unknown = set(chosen) - {m.name for m in MUTANTS}
+    if unknown:
+        parser.error(f"unknown mutant: {min(unknown)}")
+    failures = 0
+    with tempfile.TemporaryDirectory(prefix="stillhouse-mutants-") as folder:
+        tree = Path(folder)
+        for name in _COPIED:
+            source = ROOT / name
+            if source.is_dir():
+                ignored = shutil.ignore_patterns("__pycache__", "node_modules")
+                shutil.copytree(source, tree / name, ignore=ignored)
+            elif source.exists():
+                shutil.copy2(source, tree / name)
+        for mutant in MUTANTS:
+            if chosen and mutant.name not in chosen:
+                continue
+            problem = run_mutant(mutant, tree)
+            failures += problem is not None
+            sys.stdout.write(f"{'killed' if problem is None else 'ALIVE '}  {mutant.name}")
+            sys.stdout.write("\n" if problem is None else f": {problem}\n")
+            sys.stdout.flush()
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

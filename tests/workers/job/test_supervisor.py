@@ -1,0 +1,206 @@
+"""Real child processes under a supervisor: success, named failure, kill -9, cancel, drain."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from sqlalchemy import text
+from sqlalchemy.orm import Session, sessionmaker
+
+from app.db.session import make_engine, make_session_factory, transaction
+from app.events.queries import series
+from app.jobs import service
+from app.jobs.models import Job, JobAttempt
+from app.jobs.nudge import Broker
+from app.settings import Settings
+from app.specs.jobs import JobKind, JobState, Queue
+from app.specs.training import RunSpec
+from tests.support.probe_tasks import ProbeInputs, ProbeTask
+from workers.job.supervisor import ROOT, Supervisor
+
+Factory = sessionmaker[Session]
+
+
+class ProbeSpec(RunSpec):
+    probe: ProbeInputs
+
+
+@pytest.fixture
+def factory(own_database: str) -> Iterator[Factory]:
+    engine = make_engine(own_database)
+    yield make_session_factory(engine)
+    engine.dispose()
+
+
+def supervisor(factory: Factory, settings: Settings, task: ProbeTask) -> Supervisor:
+    fast = settings.model_copy(update={"heartbeat_seconds": 0.2, "backoff_seconds": (0.0,)})
+    return Supervisor(
+        task_of=lambda _: task,
+        factory=factory,
+        broker=Broker(settings.require_redis_url()),
+        settings=fast,
+        queue=Queue.GPU,
+        worker="w1",
+        child_module="tests.support.probe_tasks",
+    )
+
+
+def enqueue(factory: Factory, **probe: object) -> int:
+    spec = ProbeSpec(
+        name="p",
+        teacher_id=1,
+        student_id=2,
+        dataset_version_id=3,
+        probe=ProbeInputs.model_validate(probe),
+    )
+    with transaction(factory) as session:
+        wanted = service.JobRequest(kind=JobKind.TRAIN, spec=spec, stream="run:1", title="Train")
+        return service.enqueue(session, wanted).id
+
+
+def job_of(factory: Factory, job_id: int) -> Job:
+    with transaction(factory) as session:
+        job = session.get(Job, job_id)
+        assert job is not None
+        return job
+
+
+def wait_until_step(factory: Factory, job_id: int, step: int) -> None:
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        with transaction(factory) as session:
+            points = series(session, [job_id]).get("train/loss", [])
+        if points and points[-1][0] >= step:
+            return
+        time.sleep(0.05)
+    pytest.fail(f"job {job_id} never reached step {step}")
+
+
+def test_a_job_is_carried_out_and_its_points_are_stored(
+    factory: Factory, settings: Settings
+) -> None:
+    task = ProbeTask()
+    job_id = enqueue(factory, steps=5)
+    assert supervisor(factory, settings, task).run_next() is True
+    job = job_of(factory, job_id)
+    assert (job.state, job.phase) == (JobState.SUCCEEDED, "train")
+    assert job.progress is not None
+    assert job.progress["done"] == 5
+    with transaction(factory) as session:
+        assert [step for step, _ in series(session, [job_id])["train/loss"]] == [1, 2, 3, 4, 5]
+    assert task.applied == [{"stopped_at": None, "started_from": 0}]
+    assert supervisor(factory, settings, task).run_next() is False
+
+
+def test_a_named_failure_is_shown_and_not_retried(factory: Factory, settings: Settings) -> None:
+    job_id = enqueue(factory, mode="user_error")
+    supervisor(factory, settings, ProbeTask()).run_next()
+    job = job_of(factory, job_id)
+    assert (job.state, job.error, job.attempt) == (JobState.FAILED, "UserError", 1)
+    assert job.error_message == "The learning rate is not a number."
+
+
+def test_a_child_killed_from_outside_is_lost_and_gives_up_after_three(
+    factory: Factory, settings: Settings
+) -> None:
+    job_id = enqueue(factory, mode="kill_self")
+    sup = supervisor(factory, settings, ProbeTask())
+    for _ in range(3):
+        assert sup.run_next() is True
+    job = job_of(factory, job_id)
+    assert (job.state, job.error, job.attempt) == (JobState.FAILED, "lost", 3)
+    assert sup.run_next() is False
+
+
+@pytest.mark.parametrize(("mode", "kept"), [("keep", True), ("discard", False)])
+def test_cancel_stops_the_child_and_keeps_or_discards(
+    factory: Factory, settings: Settings, mode: str, kept: bool
+) -> None:
+    task = ProbeTask()
+    job_id = enqueue(factory, steps=400, seconds=0.05)
+    sup = supervisor(factory, settings, task)
+    thread = threading.Thread(target=sup.run_next)
+    thread.start()
+    wait_until_step(factory, job_id, 2)
+    with transaction(factory) as session:
+        service.request_cancel(session, job_id, mode)  # type: ignore[arg-type] # parametrized
+    thread.join(20)
+    assert not thread.is_alive()
+    assert job_of(factory, job_id).state == JobState.CANCELLED
+    assert bool(task.applied) is kept
+
+
+def test_a_drained_worker_gives_the_job_back_without_counting_it(
+    factory: Factory, settings: Settings
+) -> None:
+    job_id = enqueue(factory, steps=400, seconds=0.05)
+    sup = supervisor(factory, settings, ProbeTask())
+    drain = threading.Event()
+    sup.should_drain = drain.is_set
+    thread = threading.Thread(target=sup.run_next)
+    thread.start()
+    wait_until_step(factory, job_id, 2)
+    drain.set()
+    thread.join(20)
+    job = job_of(factory, job_id)
+    assert (job.state, job.lost_in_a_row) == (JobState.QUEUED, 0)
+
+
+WORKER = """
+import sys
+from app.db.session import make_engine, make_session_factory
+from app.jobs.nudge import Broker
+from app.settings import Settings
+from app.specs.jobs import Queue
+from tests.support.probe_tasks import ProbeTask
+from workers.job.supervisor import Supervisor
+settings = Settings(home=sys.argv[1], database_url=sys.argv[2], redis_url=sys.argv[3],
+    heartbeat_seconds=0.2, lease_seconds=float(sys.argv[4]))
+task = ProbeTask()
+Supervisor(task_of=lambda _: task, factory=make_session_factory(make_engine(sys.argv[2])),
+    broker=Broker(sys.argv[3]), settings=settings, queue=Queue.GPU, worker="killed",
+    child_module="tests.support.probe_tasks").run_next()
+"""
+
+
+def test_kill_9_of_the_worker_takes_its_child_along_and_another_resumes_from_the_snapshot(
+    factory: Factory, settings: Settings, own_database: str, tmp_path: Path
+) -> None:
+    marker = tmp_path / "pids"
+    job_id = enqueue(factory, steps=30, seconds=0.05, marker=str(marker))
+    redis_url = settings.require_redis_url()
+    arguments = [str(settings.home), own_database, redis_url, "2"]
+    worker = subprocess.Popen([sys.executable, "-c", WORKER, *arguments], cwd=ROOT)
+    wait_until_step(factory, job_id, 7)
+    os.kill(worker.pid, signal.SIGKILL)
+    worker.wait()
+    child = int(marker.read_text().split()[0])
+    deadline = time.monotonic() + 15
+    while psutil.pid_exists(child) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not psutil.pid_exists(child)
+
+    time.sleep(2.2)  # the lease of the dead worker runs out
+    with transaction(factory) as session:
+        assert service.reap(session, max_attempts=3, backoff=(0.0,)) == 1
+    task = ProbeTask()
+    assert supervisor(factory, settings, task).run_next() is True
+    job = job_of(factory, job_id)
+    assert (job.state, job.attempt) == (JobState.SUCCEEDED, 2)
+    assert task.applied[0]["started_from"] >= 6
+    with transaction(factory) as session:
+        steps = [step for step, _ in series(session, [job_id])["train/loss"]]
+        rows = session.execute(
+            text("select outcome, resumed_from_step from job_attempts order by n")
+        ).all()
+        assert session.get(JobAttempt, job.fence) is not None
+    assert steps == list(range(1, 31))
+    assert [row[0] for row in rows] == ["lost", "succeeded"]
+    assert rows[1][1] == task.applied[0]["started_from"]
