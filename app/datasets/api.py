@@ -49,8 +49,8 @@ def _filename(header: str) -> str:
     return "upload"
 
 
-def _upload(project: ProjectDep, key: str, session: SessionDep) -> Upload:
-    return service.upload_by_key(session, project.id, key)
+def _upload(project: ProjectDep, upload: str, session: SessionDep) -> Upload:
+    return service.upload_by_key(session, project.id, upload)
 
 
 UploadDep = Annotated[Upload, Depends(_upload)]
@@ -78,23 +78,23 @@ def tus_create(request: Request, project: ProjectDep, session: SessionDep) -> Re
         settings=services(request).settings,
         origin="cli" if "authorization" in request.headers else "browser",
     )
-    place = request.url_for("tus_head", project=project.slug, key=upload.key).path
+    place = request.url_for("tus_head", project=project.slug, upload=upload.key).path
     return Response(status_code=201, headers={**TUS, "Location": place})
 
 
-@router.head("/uploads/{key}", dependencies=READ)
+@router.head("/uploads/{upload}", dependencies=READ)
 def tus_head(request: Request, upload: UploadDep) -> Response:
     stored = offset(service.upload_path(services(request).settings, upload.key))
     facts = {"Upload-Offset": str(stored), "Upload-Length": str(upload.size)}
     return Response(status_code=200, headers={**TUS, **facts})
 
 
-@router.get("/uploads/{key}", dependencies=READ)
+@router.get("/uploads/{upload}", dependencies=READ)
 def show_upload(upload: UploadDep) -> UploadOut:
     return UploadOut.model_validate(upload)
 
 
-@router.patch("/uploads/{key}", dependencies=WRITE)
+@router.patch("/uploads/{upload}", dependencies=WRITE)
 async def tus_patch(
     request: Request, upload: UploadDep, session: SessionDep, user: CurrentUser
 ) -> Response:
@@ -122,7 +122,7 @@ async def tus_patch(
     return Response(status_code=204, headers={**TUS, "Upload-Offset": str(appender.offset)})
 
 
-@router.delete("/uploads/{key}", dependencies=WRITE)
+@router.delete("/uploads/{upload}", dependencies=WRITE)
 def tus_delete(request: Request, upload: UploadDep, session: SessionDep) -> Response:
     service.drop_upload(session, upload, services(request).settings)
     return Response(status_code=204, headers=TUS)

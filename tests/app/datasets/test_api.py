@@ -8,6 +8,7 @@ from fastapi import FastAPI
 from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
+from app.accounts.models import User
 from app.checkpoints.api import router as checkpoints
 from app.datasets import service
 from app.datasets.api import router as datasets
@@ -18,7 +19,6 @@ from app.storage.uploads import Appender
 from app.web import error_pages
 from app.web.deps import Services
 
-ADMIN = Principal(user_id=1, name="admin", is_admin=True, by="token")
 BASE = "/api/v1/projects"
 
 
@@ -26,29 +26,30 @@ BASE = "/api/v1/projects"
 def client(own_database: str, settings: Settings) -> Iterator[TestClient]:
     settings = settings.model_copy(update={"database_url": own_database, "redis_url": None})
 
+    people: dict[str, Principal] = {}
+
     def known(_session: Session, *, cookie: str | None, bearer: str | None) -> Principal | None:
         del cookie
-        return ADMIN if bearer == "right" else None
+        return people.get(bearer or "")
 
     app = FastAPI()
     for router in (projects, checkpoints, datasets):
         app.include_router(router)
     error_pages.install(app)
-    app.state.services = Services.build(settings, known)
+    services = Services.build(settings, known)
+    app.state.services = services
+    with services.sessions.begin() as session:
+        user = User(name="admin", password_hash="", is_admin=True)
+        session.add(user)
+        session.flush()
+        people["right"] = Principal(user_id=user.id, name="admin", is_admin=True, by="token")
     with TestClient(app, headers={"Authorization": "Bearer right"}) as client:
         yield client
     app.state.services.engine.dispose()
 
 
 @pytest.fixture
-def project(client: TestClient, own_database: str) -> str:
-    from sqlalchemy import text  # noqa: PLC0415 - only to give the principal a row
-
-    services = client.app.state.services  # type: ignore[attr-defined] - a FastAPI app
-    with services.sessions.begin() as session:
-        session.execute(
-            text("alter table projects drop constraint if exists fk_projects_owner_id_users")
-        )
+def project(client: TestClient) -> str:
     made = client.post(BASE, json={"name": "Routing", "tolerance": 2})
     assert made.status_code == 201, made.text
     assert made.json()["tolerance"] == 2
