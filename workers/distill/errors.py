@@ -5,38 +5,6 @@ class DistillError(Exception):
     """Base of every named failure of the core; its text is shown on the run page as it is."""
 
 
-class StoppedError(DistillError):
-    """Work was asked to stop before it had a whole result."""
-
-
-class CheckpointError(DistillError):
-    """A folder, file or repository is no checkpoint that can be loaded safely."""
-
-
-class UnsafeWeightsError(CheckpointError):
-    """Weights lie in a pickle, or the checkpoint wants its own code to run."""
-
-
-class DownloadError(CheckpointError):
-    """A repository of a model hub could not be fetched."""
-
-
-class PruneError(DistillError):
-    """A student that cannot be cut out of this teacher."""
-
-
-class SnapshotError(DistillError):
-    """A snapshot is incomplete, changed, or belongs to another spec."""
-
-
-class NonFiniteLoss(DistillError):  # noqa: N818 - the name a run page shows
-    """A loss or gradient is not a number any more; `step` counts from 1."""
-
-    def __init__(self, message: str, step: int) -> None:
-        super().__init__(message)
-        self.step = step
-
-
 class TokenizerError(DistillError):
     """A folder holds no tokenizer that can be loaded safely."""
 

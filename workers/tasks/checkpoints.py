@@ -1,5 +1,6 @@
 """Register a checkpoint (folder or hub), and cut a student out of a teacher."""
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from app.datasets.service import conversations_path
 from app.errors import NotFound
 from app.jobs.lease import Claim
 from app.settings import Settings
-from app.specs.checkpoint import CheckpointCard, FolderSource, PruneSpec
+from app.specs.checkpoint import CheckpointCard, FolderSource, HubSource, PruneSpec
 from app.specs.jobs import JobKind, PruneJob, RegisterJob
 from app.specs.training import RenderSpec
 from app.storage.blobs import LocalBlobs
@@ -24,7 +25,6 @@ from workers.distill.checkpoints import (
     read_card,
     save_checkpoint,
 )
-from workers.distill.errors import StoppedError
 from workers.distill.rendering import Renderer
 from workers.distill.students.prune import prune
 from workers.distill.tokenizers import load_tokenizer
@@ -79,24 +79,29 @@ class RegisterTask(_FillsCheckpoint):
 
     def run(self, inputs: RegisterInputs, context: BodyContext) -> dict[str, Any]:
         source = inputs.job.source
+        fetched: Path | None = None
         if isinstance(source, FolderSource):
-            context.callbacks.phase("copy")
-            target = context.workdir / "checkpoint"
-            card = import_folder(Path(source.path).expanduser(), target)
-            return {"folder": str(target.absolute()), "card": card.model_dump(mode="json")}
-        context.callbacks.phase("download")
-        path = Path(inputs.token_file)
-        token = path.read_text() if path.is_file() else None
-        # Beside the attempt's folder, so that the next attempt goes on with what was fetched.
-        target = context.workdir.parent / f"hub-{inputs.job.checkpoint_id}"
-        try:
-            card = download_hub(source.repo_id, source.revision, token, target, context.callbacks)
-        except StoppedError:
-            raise  # a drained worker: the next attempt needs the token again
-        except Exception:
-            path.unlink(missing_ok=True)
-            raise
+            folder = Path(source.path).expanduser()
+        else:
+            # Beside the attempt's folder: the next attempt goes on with what was fetched.
+            folder = fetched = context.workdir.parent / f"hub-{inputs.job.checkpoint_id}"
+            self._download(source, Path(inputs.token_file), folder, context)
+        context.callbacks.phase("copy")
+        target = context.workdir / "checkpoint"
+        card = import_folder(folder, target, context.callbacks)
+        if fetched is not None:
+            shutil.rmtree(fetched)
         return {"folder": str(target.absolute()), "card": card.model_dump(mode="json")}
+
+    @staticmethod
+    def _download(source: HubSource, secret: Path, target: Path, context: BodyContext) -> None:
+        """Fetch the repository. The token outlives a killed child, not the end of the job."""
+        token = secret.read_text() if secret.is_file() else None
+        try:
+            download_hub(source.repo_id, source.revision, token, target, context.callbacks)
+        except Exception:
+            secret.unlink(missing_ok=True)
+            raise
 
 
 class PruneTask(_FillsCheckpoint):

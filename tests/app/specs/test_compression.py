@@ -37,7 +37,7 @@ def _card(compute: int, embedding: int = 100) -> CheckpointCard:
         (40, False, "loss of quality"),
     ],
 )
-def test_compression(student: int, in_band: bool, words: str) -> None:  # noqa: FBT001 - a parameter of the test
+def test_compression(student: int, in_band: bool, words: str) -> None:
     found = compression(_card(1000), _card(student))
     assert found.compute == 1000 / student
     assert found.total == 1100 / (student + 100) == found.bytes
