@@ -98,7 +98,13 @@ def _session(request: Request) -> Iterator[Session]:
 # scope="function" ends the dependency before the response is sent: a failed commit is an error.
 get_session = Depends(_session, scope="function")
 SessionDep = Annotated[Session, get_session]
-SettingsDep = Annotated[Settings, Depends(lambda request: services(request).settings)]
+
+
+def _settings(request: Request) -> Settings:
+    return services(request).settings
+
+
+SettingsDep = Annotated[Settings, Depends(_settings)]
 
 
 def cookie_name(settings: Settings) -> str:
@@ -120,6 +126,16 @@ def current_principal(request: Request, session: SessionDep) -> Principal | None
     found = parts.authenticate(session, cookie=cookie, bearer=bearer) if cookie or bearer else None
     request.state.principal = found
     return found
+
+
+def principal_for_page(request: Request) -> Principal | None:
+    """Return who calls where no route asked: an error page still shows their menu."""
+    parts = services(request)
+    cookie = request.cookies.get(cookie_name(parts.settings))
+    if cookie is None:
+        return None
+    with parts.sessions() as session:
+        return parts.authenticate(session, cookie=cookie, bearer=None)
 
 
 async def _csrf_token(request: Request) -> str:

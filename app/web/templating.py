@@ -41,18 +41,20 @@ def static_url(name: str) -> str:
     return f"/static/{name}?v={_version(path, path.stat().st_mtime_ns)}"
 
 
-def _kit(environment: Environment) -> SimpleNamespace:
-    """Collect the macros of every file in templates/_ui under one name."""
-    macros: dict[str, Any] = {}
+def _install_kit(environment: Environment) -> None:
+    """Make the macros of every file in templates/_ui available as `ui.NAME`.
+
+    The namespace is a global before it is filled: a macro keeps the globals of its file's load.
+    """
+    kit = environment.globals["ui"] = SimpleNamespace()
     for path in sorted((TEMPLATES / KIT).glob("*.html")):
         module = environment.get_template(f"{KIT}/{path.name}").module
         for name, value in vars(module).items():
             if name.startswith("_"):
                 continue
-            if name in macros:
+            if hasattr(kit, name):
                 raise ValueError(f"two macros are called ui.{name}; the second is in {path.name}")
-            macros[name] = value
-    return SimpleNamespace(**macros)
+            setattr(kit, name, value)
 
 
 def make_environment() -> Environment:
@@ -74,7 +76,7 @@ def make_environment() -> Environment:
         METRICS=METRICS,
         with_query=filters.with_query,
     )
-    environment.globals["ui"] = _kit(environment)
+    _install_kit(environment)
     return environment
 
 

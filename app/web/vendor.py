@@ -60,7 +60,7 @@ def install(root: Path = ROOT) -> list[Path]:
     rules = []
     for name in sorted(icons_named(root / "templates")):
         _copy(modules / ICONS / f"{name}.svg", fresh / "icons" / f"{name}.svg")
-        rules.append(f".ic-{name}{{--i:url(icons/{name}.svg)}}\n")
+        rules.append(f".ic-{name}{{--i:url(/static/vendor/icons/{name}.svg)}}\n")
     (fresh / "icons.css").write_text("".join(rules))
     shutil.rmtree(vendor, ignore_errors=True)
     fresh.rename(vendor)
