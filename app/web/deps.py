@@ -128,6 +128,16 @@ def current_principal(request: Request, session: SessionDep) -> Principal | None
     return found
 
 
+def principal_for_page(request: Request) -> Principal | None:
+    """Return who calls where no route asked: an error page still shows their menu."""
+    parts = services(request)
+    cookie = request.cookies.get(cookie_name(parts.settings))
+    if cookie is None:
+        return None
+    with parts.sessions() as session:
+        return parts.authenticate(session, cookie=cookie, bearer=None)
+
+
 async def _csrf_token(request: Request) -> str:
     sent = request.headers.get(csrf.HEADER)
     if sent is not None:

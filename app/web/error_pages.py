@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
 from app.errors import AppError, NotSignedIn
+from app.web.deps import principal_for_page
 from app.web.forms import field_errors
 from app.web.templating import is_htmx, render
 
@@ -83,7 +84,10 @@ def show_error(request: Request, error: Exception) -> Response:
     return render(request, "errors/error.html", context, status=status, headers=extra)
 
 
-async def _handler(request: Request, error: Exception) -> Response:
+def _handler(request: Request, error: Exception) -> Response:
+    """Run in a worker thread: an address without a route has not asked yet who is calling."""
+    if not wants_json(request) and not hasattr(request.state, "principal"):
+        request.state.principal = principal_for_page(request)
     return show_error(request, error)
 
 
