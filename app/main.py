@@ -16,7 +16,11 @@ from starlette.types import Scope
 from app.accounts import api as accounts_api
 from app.accounts import routes as accounts_routes
 from app.accounts import service as accounts
+from app.checkpoints import api as checkpoints_api
+from app.datasets import api as datasets_api
 from app.jobs.nudge import Broker
+from app.projects import api as projects_api
+from app.projects import routes as projects_routes
 from app.security.permissions import Permission, Principal
 from app.settings import Settings
 from app.web import error_pages, health
@@ -29,6 +33,10 @@ ROUTERS: tuple[APIRouter, ...] = (
     health.router,
     accounts_routes.router,
     accounts_api.router,
+    projects_routes.router,
+    projects_api.router,
+    checkpoints_api.router,
+    datasets_api.router,
 )
 
 

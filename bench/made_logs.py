@@ -120,8 +120,23 @@ def _dirty_copy(log: _Log, when: float, request: Any, response: Any) -> None:
     """Write one line that repeats a good one, or would have been one."""
     truth = log.truth
     kind = log.random.choice(
-        ("retry", "retry", "exact", "429", "500", "null", "empty", "no_choices", "no_messages")
-        + ("truncated", "truncated", "not_json", "not_object", "blank", "cut_by_logger")
+        (
+            "retry",
+            "retry",
+            "exact",
+            "429",
+            "500",
+            "null",
+            "empty",
+            "no_choices",
+            "no_messages",
+            "truncated",
+            "truncated",
+            "not_json",
+            "not_object",
+            "blank",
+            "cut_by_logger",
+        )
     )
     before = when - 0.4
     if kind == "retry":

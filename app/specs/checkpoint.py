@@ -72,3 +72,43 @@ class TokenizerVerdict(Spec):
     sentence: str
     probes: int = 0
     first_difference: str | None = None
+
+
+class Compression(Spec):
+    """How much smaller a student is: teacher ÷ student, and what that means, in a sentence."""
+
+    compute: float
+    total: float
+    bytes: float
+    in_band: bool
+    sentence: str
+
+
+BAND = (5.0, 20.0)
+"""Compression in compute where distilling is known to pay."""
+
+
+def compression(teacher: CheckpointCard, student: CheckpointCard) -> Compression:
+    """Return teacher ÷ student in compute, total and bytes, judged by compute per token."""
+    compute = teacher.parameters_compute / student.parameters_compute
+    total = teacher.parameters_total / student.parameters_total
+    size = teacher.bytes / student.bytes
+    low, high = BAND
+    figures = (
+        f"{compute:.1f}× less compute per token, {total:.1f}× fewer parameters in total, "
+        f"{size:.1f}× fewer bytes"
+    )
+    rounded = round(compute, 1)
+    if rounded < low:
+        verdict = f"Below {low:g}× in compute, quantising the teacher is simpler."
+    elif rounded > high:
+        verdict = f"Above {high:g}× in compute, expect a clear loss of quality."
+    else:
+        verdict = f"Within the band of {low:g}–{high:g}× where distillation pays."
+    return Compression(
+        compute=compute,
+        total=total,
+        bytes=size,
+        in_band=low <= rounded <= high,
+        sentence=f"{figures}. {verdict}",
+    )

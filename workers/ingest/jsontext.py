@@ -82,10 +82,7 @@ def _lenient(data: bytes) -> Any:
     except json.JSONDecodeError as error:
         opened, closed = text.lstrip()[:1], text.rstrip()[-1:]
         at_end = error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string")
-        if (opened, closed) in (("{", "}"), ("[", "]")):
-            cut = at_end
-        else:
-            cut = opened in ("{", "[")
+        cut = at_end if (opened, closed) in (("{", "}"), ("[", "]")) else opened in ("{", "[")
         if cut:
             raise quarantined("json_truncated", error) from None
         raise quarantined("not_json", error) from None

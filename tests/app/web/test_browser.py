@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 import uvicorn
 from fastapi import FastAPI, Request
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 from sqlalchemy.orm import Session
 from starlette.responses import HTMLResponse, Response
 from starlette.testclient import TestClient
@@ -132,6 +132,8 @@ def served(app: FastAPI) -> Iterator[str]:
 def page(browser: Browser) -> Iterator[Page]:
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     page = context.new_page()
+    page.on("console", lambda m: print("CONSOLE", m.text))
+    page.on("pageerror", lambda m: print("PAGEERR", m))
     page.set_default_timeout(5000)
     yield page
     context.close()
@@ -154,14 +156,14 @@ def test_htmx_works_under_the_csp_and_injected_htmx_does_not(
 ) -> None:
     probe = Probe(app, "run:1")
     page.goto(f"{served}/probe?raw=1")
-    page.wait_for_function("document.querySelector('#evil')")
+    page.wait_for_selector("#evil", state="attached")
     page.click("#get")
     page.wait_for_selector("#next")
     page.wait_for_timeout(300)
     assert probe.hits == [], "neither the page's nor the answer's injected element asked"
     assert page.evaluate("window.ran") is None
     page.click("#next")
-    page.wait_for_function("document.querySelector('#out').textContent === 'hit'")
+    expect(page.locator("#out")).to_have_text("hit")
     assert probe.hits == ["hit"]
 
 
@@ -187,23 +189,15 @@ def test_live_parts_follow_the_stream(
 
     write("log", {"text": "written before the page was opened"})
     page.goto(f"{served}/probe")
-    page.wait_for_function(
-        "document.querySelector('[data-live-log]').textContent.includes('before the page')"
-    )
+    expect(page.locator("[data-live-log]")).to_contain_text("before the page")
     write("progress", {"done": 4, "total": 10, "unit": "steps", "eta_seconds": 30})
     write("log", {"text": HOSTILE})
     write("state", {"state": "running"})
     with parts.sessions.begin() as session:
         _points(session, stream)
-    page.wait_for_function(
-        "document.querySelector('[data-live-progress] progress').value === 4", timeout=9000
-    )
-    page.wait_for_function(
-        "document.querySelector('#state').textContent.includes('after')", timeout=9000
-    )
-    page.wait_for_function(
-        "document.querySelector('[data-live-log]').textContent.includes('hx-get')"
-    )
+    expect(page.locator("[data-progress-text]")).to_contain_text("4 of 10 steps", timeout=9000)
+    expect(page.locator("#state")).to_contain_text("after", timeout=9000)
+    expect(page.locator("[data-live-log]")).to_contain_text("hx-get")
     page.click("[data-chart-twin]")
     table = page.inner_text("[data-twin]")
     assert "1.2500" in table, "the metric event was appended"
@@ -222,7 +216,7 @@ def test_a_boosted_post_carries_the_csrf_token(
         page.context.add_cookies([{"name": cookie.name, "value": str(cookie.value), "url": served}])
     page.goto(f"{served}/probe?token={signed_in.headers['X-CSRF-Token']}")
     page.click("#post")
-    page.wait_for_function("document.querySelector('#out').textContent.includes('API token made')")
+    expect(page.locator("#out")).to_contain_text("API token made")
     page.goto(f"{served}/probe?token=wrong")
     page.click("#post")
     page.wait_for_selector("#toasts .note-bad")

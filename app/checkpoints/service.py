@@ -1,0 +1,174 @@
+"""Register checkpoints, make pruned students, and keep what their jobs found."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from app.checkpoints import queries
+from app.checkpoints.models import Checkpoint
+from app.checkpoints.schemas import CheckpointAdd, StudentMake
+from app.errors import Conflict, InvalidInput, NotFound
+from app.jobs.service import JobRequest, enqueue
+from app.projects.models import Project
+from app.settings import Settings
+from app.specs.checkpoint import CheckpointCard, PruneSpec
+from app.specs.jobs import JobKind, PruneJob, RegisterJob
+
+
+def get(session: Session, project_id: int, checkpoint_id: int) -> Checkpoint:
+    found = queries.one(session, project_id, checkpoint_id)
+    if found is None:
+        raise NotFound(f"This project has no checkpoint {checkpoint_id}.")
+    return found
+
+
+def require(session: Session, checkpoint_id: int) -> Checkpoint:
+    found = session.get(Checkpoint, checkpoint_id)
+    if found is None:
+        raise NotFound(f"There is no checkpoint {checkpoint_id} any more.")
+    return found
+
+
+def require_ready(session: Session, checkpoint_id: int) -> Checkpoint:
+    found = require(session, checkpoint_id)
+    if found.state != "ready" or found.blob is None:
+        raise Conflict(f"“{found.name}” is {found.state}. Register it first.")
+    return found
+
+
+def _add(session: Session, project: Project, name: str, origin: dict[str, Any]) -> Checkpoint:
+    if queries.by_name(session, project.id, name) is not None:
+        sentence = f"This project already has a checkpoint “{name}”."
+        raise InvalidInput(sentence, fields={"name": "Is taken in this project."})
+    row = Checkpoint(project_id=project.id, name=name, state="registering", origin=origin)
+    session.add(row)
+    session.flush()
+    return row
+
+
+def register(
+    session: Session, project: Project, data: CheckpointAdd, *, settings: Settings, owner: str
+) -> Checkpoint:
+    """Add a checkpoint and ask for the job that fetches and reads it."""
+    row = _add(session, project, data.name, data.source.model_dump())
+    if data.token:
+        keep_token(settings, row.id, data.token)
+    spec = RegisterJob(checkpoint_id=row.id, source=data.source)
+    row.job_id = _ask(session, project, row, JobKind.REGISTER, spec, owner)
+    return row
+
+
+def make_student(
+    session: Session, project: Project, data: StudentMake, *, owner: str
+) -> Checkpoint:
+    """Ask for a student cut out of a teacher of this project."""
+    teacher = get(session, project.id, data.teacher_id)
+    if teacher.state != "ready" or teacher.card is None:
+        raise Conflict(f"“{teacher.name}” is {teacher.state}; a student needs a ready teacher.")
+    _check_sizes(CheckpointCard.model_validate(teacher.card), data.prune)
+    origin = {
+        "kind": "pruned",
+        "teacher_id": teacher.id,
+        "prune": data.prune.model_dump(exclude_none=True),
+    }
+    row = _add(session, project, data.name, origin)
+    spec = PruneJob(
+        checkpoint_id=row.id,
+        teacher_id=teacher.id,
+        dataset_version_id=data.dataset_version_id,
+        prune=data.prune,
+    )
+    row.job_id = _ask(session, project, row, JobKind.PRUNE, spec, owner)
+    return row
+
+
+def _ask(
+    session: Session,
+    project: Project,
+    row: Checkpoint,
+    kind: JobKind,
+    spec: RegisterJob | PruneJob,
+    owner: str,
+) -> int:
+    verb = "Register" if kind == JobKind.REGISTER else "Prune"
+    request = JobRequest(
+        kind=kind,
+        spec=spec,
+        stream=f"checkpoint:{row.id}",
+        title=f"{verb} {row.name}",
+        project_id=project.id,
+        owner=owner,
+    )
+    return enqueue(session, request).id
+
+
+def _check_sizes(card: CheckpointCard, prune: PruneSpec) -> None:
+    most = {
+        "depth": card.depth,
+        "width": card.width,
+        "ffn_width": card.ffn_width,
+        "heads": card.heads,
+        "kv_heads": card.kv_heads,
+    }
+    wrong = {
+        name: f"Must lie between 1 and the teacher's {limit:,}."
+        for name, limit in most.items()
+        if (value := getattr(prune, name)) is not None and not 1 <= value <= limit
+    }
+    if wrong:
+        raise InvalidInput("The student does not fit into its teacher.", fields=wrong)
+    if all(getattr(prune, name) in (None, limit) for name, limit in most.items()):
+        raise InvalidInput(
+            "Nothing would be removed.", fields={"depth": "Make at least one size smaller."}
+        )
+
+
+def compression(teacher: Checkpoint, student: Checkpoint) -> tuple[float, float] | None:
+    """Return how many times smaller the student is: (compute, all parameters)."""
+    if teacher.card is None or student.card is None:
+        return None
+    big = CheckpointCard.model_validate(teacher.card)
+    small = CheckpointCard.model_validate(student.card)
+    if not small.parameters_compute or not small.parameters_total:
+        return None
+    return (
+        big.parameters_compute / small.parameters_compute,
+        big.parameters_total / small.parameters_total,
+    )
+
+
+def ready(session: Session, checkpoint_id: int, card: CheckpointCard, blob: str) -> Checkpoint:
+    """Write what the job found."""
+    row = require(session, checkpoint_id)
+    row.state, row.error, row.blob = "ready", None, blob
+    row.card = card.model_dump(mode="json")
+    row.weights_fingerprint = card.weights_fingerprint
+    row.tokenizer_fingerprint = card.tokenizer_fingerprint
+    session.flush()
+    return row
+
+
+def failed(session: Session, checkpoint_id: int, message: str) -> None:
+    row = session.get(Checkpoint, checkpoint_id)
+    if row is not None:
+        row.state, row.error = "failed", message
+        session.flush()
+
+
+def token_file(settings: Settings, checkpoint_id: int) -> Path:
+    return settings.home / "secrets" / f"hub-{checkpoint_id}"
+
+
+def keep_token(settings: Settings, checkpoint_id: int, token: str) -> None:
+    """Keep a hub token for the job: mode 0600, deleted when the job ends."""
+    path = token_file(settings, checkpoint_id)
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path.unlink(missing_ok=True)
+    with os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as stream:
+        stream.write(token)
+
+
+def drop_token(settings: Settings, checkpoint_id: int) -> None:
+    token_file(settings, checkpoint_id).unlink(missing_ok=True)

@@ -1,0 +1,190 @@
+"""Uploads (tus 1.0), imports, versions, freezing and conversations under /api/v1."""
+
+import asyncio
+import base64
+import binascii
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Query, Request
+from fastapi.responses import FileResponse, Response
+from starlette.requests import ClientDisconnect
+
+from app.datasets import queries, service
+from app.datasets.models import Upload
+from app.datasets.schemas import (
+    ConversationFilter,
+    ConversationOut,
+    ConversationPage,
+    ImportRequest,
+    UploadOut,
+    VersionOut,
+)
+from app.errors import InvalidInput, NotFound
+from app.projects.api import ProjectDep
+from app.security.permissions import Permission
+from app.storage.uploads import Appender, offset
+from app.web.deps import CurrentUser, SessionDep, require, services
+
+router = APIRouter(prefix="/api/v1/projects/{project}", tags=["datasets"])
+READ, WRITE = [require(Permission.READ)], [require(Permission.WRITE)]
+TUS = {"Tus-Resumable": "1.0.0", "Cache-Control": "no-store"}
+
+
+def _count(request: Request, name: str) -> int:
+    text = request.headers.get(name, "")
+    if not text.isdecimal():
+        raise InvalidInput(f"The header {name} must be a whole number.")
+    return int(text)
+
+
+def _filename(header: str) -> str:
+    """Return the file's name of tus metadata: comma-separated `key base64` pairs."""
+    for pair in header.split(","):
+        key, _, value = pair.strip().partition(" ")
+        if key == "filename":
+            try:
+                return base64.b64decode(value, validate=True).decode()
+            except (binascii.Error, UnicodeDecodeError) as error:
+                raise InvalidInput("Upload-Metadata is not base64 text.") from error
+    return "upload"
+
+
+def _upload(project: ProjectDep, upload: str, session: SessionDep) -> Upload:
+    return service.upload_by_key(session, project.id, upload)
+
+
+UploadDep = Annotated[Upload, Depends(_upload)]
+
+
+@router.get("/uploads", dependencies=READ)
+def list_uploads(project: ProjectDep, session: SessionDep) -> list[UploadOut]:
+    return [UploadOut.model_validate(u) for u in queries.uploads_of(session, project.id)]
+
+
+@router.options("/uploads", dependencies=READ)
+def tus_options(request: Request) -> Response:
+    most = str(services(request).settings.max_upload_bytes)
+    facts = {"Tus-Version": "1.0.0", "Tus-Extension": "creation,termination"}
+    return Response(status_code=204, headers={**TUS, **facts, "Tus-Max-Size": most})
+
+
+@router.post("/uploads", dependencies=WRITE)
+def tus_create(request: Request, project: ProjectDep, session: SessionDep) -> Response:
+    upload = service.start_upload(
+        session,
+        project,
+        filename=_filename(request.headers.get("upload-metadata", "")),
+        size=_count(request, "upload-length"),
+        settings=services(request).settings,
+        origin="cli" if "authorization" in request.headers else "browser",
+    )
+    place = request.url_for("tus_head", project=project.slug, upload=upload.key).path
+    return Response(status_code=201, headers={**TUS, "Location": place})
+
+
+@router.head("/uploads/{upload}", dependencies=READ)
+def tus_head(request: Request, upload: UploadDep) -> Response:
+    stored = offset(service.upload_path(services(request).settings, upload.key))
+    facts = {"Upload-Offset": str(stored), "Upload-Length": str(upload.size)}
+    return Response(status_code=200, headers={**TUS, **facts})
+
+
+@router.get("/uploads/{upload}", dependencies=READ)
+def show_upload(upload: UploadDep) -> UploadOut:
+    return UploadOut.model_validate(upload)
+
+
+@router.patch("/uploads/{upload}", dependencies=WRITE)
+async def tus_patch(
+    request: Request, upload: UploadDep, session: SessionDep, user: CurrentUser
+) -> Response:
+    """Append the body from `Upload-Offset` on; what arrived before a cut connection stays."""
+    path = service.upload_path(services(request).settings, upload.key)
+    start = _count(request, "upload-offset")
+    upload_id, size, key = upload.id, upload.size or 0, upload.key
+    # Hours may pass while bytes come: no connection of the pool may wait for them.
+    await asyncio.to_thread(session.commit)
+    appender = await asyncio.to_thread(Appender, path, start, size)
+    try:
+        async for chunk in request.stream():
+            await asyncio.to_thread(appender.write, chunk)
+    except ClientDisconnect:
+        return Response(status_code=499)
+    finally:
+        await asyncio.to_thread(appender.close)
+    if appender.offset == size:
+        sha256 = await asyncio.to_thread(service.hash_upload, services(request).settings, key)
+
+        def finish() -> None:
+            service.finish_upload(session, upload_id, sha256=sha256, owner=user.name)
+
+        await asyncio.to_thread(finish)
+    return Response(status_code=204, headers={**TUS, "Upload-Offset": str(appender.offset)})
+
+
+@router.delete("/uploads/{upload}", dependencies=WRITE)
+def tus_delete(request: Request, upload: UploadDep, session: SessionDep) -> Response:
+    service.drop_upload(session, upload, services(request).settings)
+    return Response(status_code=204, headers=TUS)
+
+
+@router.post("/imports", status_code=202, dependencies=WRITE)
+def start_import(
+    project: ProjectDep, data: ImportRequest, session: SessionDep, user: CurrentUser
+) -> VersionOut:
+    return VersionOut.model_validate(service.start_import(session, project, data, owner=user.name))
+
+
+@router.get("/versions", dependencies=READ)
+def list_versions(project: ProjectDep, session: SessionDep) -> list[VersionOut]:
+    return [VersionOut.model_validate(v) for v in queries.versions_of(session, project.id)]
+
+
+@router.get("/versions/{version_id}", dependencies=READ)
+def show_version(project: ProjectDep, version_id: int, session: SessionDep) -> VersionOut:
+    return VersionOut.model_validate(service.get_version(session, project.id, version_id))
+
+
+@router.post("/versions/{version_id}/freeze", status_code=202, dependencies=WRITE)
+def freeze_version(
+    project: ProjectDep, version_id: int, session: SessionDep, user: CurrentUser
+) -> VersionOut:
+    version = service.get_version(session, project.id, version_id)
+    service.start_freeze(session, version, owner=user.name)
+    return VersionOut.model_validate(version)
+
+
+@router.get("/versions/{version_id}/rejects", dependencies=READ)
+def download_rejects(
+    request: Request, project: ProjectDep, version_id: int, session: SessionDep
+) -> FileResponse:
+    """Download the rejects as JSON lines, each with its line number and reason."""
+    version = service.get_version(session, project.id, version_id)
+    path = service.rejects_path(version, services(request).settings)
+    return FileResponse(path, media_type="application/x-ndjson", filename="rejects.jsonl")
+
+
+@router.get("/versions/{version_id}/conversations", dependencies=READ)
+def list_conversations(
+    request: Request,
+    project: ProjectDep,
+    version_id: int,
+    session: SessionDep,
+    wanted: Annotated[ConversationFilter, Depends()],
+    after: Annotated[int, Query(ge=-1)] = -1,
+) -> ConversationPage:
+    version = service.get_version(session, project.id, version_id)
+    path = service.conversations_path(version, services(request).settings)
+    return queries.conversation_page(path, wanted, after=after)
+
+
+@router.get("/versions/{version_id}/conversations/{row}", dependencies=READ)
+def show_conversation(
+    request: Request, project: ProjectDep, version_id: int, row: int, session: SessionDep
+) -> ConversationOut:
+    version = service.get_version(session, project.id, version_id)
+    path = service.conversations_path(version, services(request).settings)
+    found = queries.conversation_at(path, row)
+    if found is None:
+        raise NotFound(f"Version {version.number} has no conversation in row {row}.")
+    return ConversationOut(row=row, conversation=found)

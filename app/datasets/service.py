@@ -1,0 +1,283 @@
+"""Uploads, imports, frozen versions: what may happen to data, and in which order."""
+
+import secrets
+from pathlib import Path
+from typing import Literal
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from app.datasets import queries
+from app.datasets.models import Dataset, DatasetVersion, Upload
+from app.datasets.schemas import ImportRequest
+from app.errors import Conflict, InvalidInput, NotFound, PayloadTooLarge
+from app.jobs.service import JobRequest, enqueue
+from app.projects.models import Project
+from app.settings import Settings
+from app.specs.conversation import ImportFunnel, InspectReport
+from app.specs.fingerprint import file_sha256
+from app.specs.jobs import FreezeJob, ImportJob, InspectJob, JobKind
+from app.storage import uploads as files
+from app.storage.blobs import LocalBlobs
+
+MAX_NAME = 255
+
+
+class DatasetIsFrozen(Conflict):
+    title = "A frozen dataset version cannot be changed"
+
+
+def upload_path(settings: Settings, key: str) -> Path:
+    return LocalBlobs(settings.blobs).path(f"uploads/{key}")
+
+
+def start_upload(
+    session: Session,
+    project: Project,
+    *,
+    filename: str,
+    size: int,
+    settings: Settings,
+    origin: Literal["browser", "cli", "generated"] = "browser",
+) -> Upload:
+    """Make the upload's row and its empty file. Raises PayloadTooLarge, InvalidInput."""
+    if size > settings.max_upload_bytes:
+        limit = settings.max_upload_bytes
+        raise PayloadTooLarge(f"The file has {size:,} bytes; at most {limit:,} are taken.")
+    if size <= 0:
+        raise InvalidInput("The file is empty.", fields={"file": "Choose a file with content."})
+    name = Path(filename.replace("\\", "/")).name.strip()[:MAX_NAME] or "upload"
+    upload = Upload(
+        project_id=project.id,
+        key=secrets.token_urlsafe(24).replace("-", "_").strip("_") + "0",
+        filename=name,
+        size=size,
+        state="uploading",
+        origin=origin,
+    )
+    files.create(upload_path(settings, upload.key))
+    session.add(upload)
+    session.flush()
+    return upload
+
+
+def upload_by_key(session: Session, project_id: int, key: str) -> Upload:
+    found = queries.upload_by_key(session, key)
+    if found is None or found.project_id != project_id:
+        raise NotFound("There is no such upload. Send the file again.")
+    return found
+
+
+def finish_upload(session: Session, upload_id: int, *, sha256: str, owner: str) -> Upload:
+    """Note that all bytes are stored and ask for a look at the first records; once only."""
+    upload = session.scalar(select(Upload).where(Upload.id == upload_id).with_for_update())
+    if upload is None:
+        raise NotFound("There is no such upload. Send the file again.")
+    if upload.state != "uploading":
+        return upload
+    upload.state, upload.sha256 = "uploaded", sha256
+    request = JobRequest(
+        kind=JobKind.INSPECT,
+        spec=InspectJob(upload_id=upload.id),
+        stream=f"upload:{upload.id}",
+        title=f"Inspect {upload.filename}",
+        project_id=upload.project_id,
+        owner=owner,
+    )
+    upload.job_id = enqueue(session, request).id
+    session.flush()
+    return upload
+
+
+def drop_upload(session: Session, upload: Upload, settings: Settings) -> None:
+    """Give up an upload that has not been imported."""
+    used = session.scalar(
+        select(func.count())
+        .select_from(DatasetVersion)
+        .join(Dataset, Dataset.id == DatasetVersion.dataset_id)
+        .where(
+            Dataset.project_id == upload.project_id,
+            DatasetVersion.import_spec["upload_ids"].contains([upload.id]),
+        )
+    )
+    if used:
+        raise Conflict(f"“{upload.filename}” belongs to an import and stays.")
+    LocalBlobs(settings.blobs).delete(f"uploads/{upload.key}")
+    session.delete(upload)
+    session.flush()
+
+
+def start_import(
+    session: Session, project: Project, data: ImportRequest, *, owner: str
+) -> DatasetVersion:
+    """Make the next draft version of a dataset and ask for the import."""
+    found = queries.uploads_by_id(session, project.id, data.upload_ids)
+    if len(found) != len(set(data.upload_ids)):
+        raise NotFound("An upload is not in this project. Send the file again.")
+    waiting = [upload.filename for upload in found if upload.state == "uploading"]
+    if waiting:
+        raise Conflict(f"“{waiting[0]}” is not stored yet. Wait for the end of the upload.")
+    dataset = queries.dataset_named(session, project.id, data.dataset)
+    if dataset is None:
+        dataset = Dataset(project_id=project.id, name=data.dataset)
+        session.add(dataset)
+        session.flush()
+    version = DatasetVersion(
+        dataset=dataset,
+        number=queries.last_number(session, dataset.id) + 1,
+        state="importing",
+        import_spec={},
+        notes="",
+    )
+    session.add(version)
+    session.flush()
+    spec = ImportJob(
+        dataset_version_id=version.id,
+        upload_ids=tuple(sorted(set(data.upload_ids))),
+        format=data.format,
+        reference_path=data.reference_path,
+        validation_share=data.validation_share,
+        test_share=data.test_share,
+    )
+    version.import_spec = spec.model_dump(mode="json")
+    version.job_id = _ask(session, project.id, version, JobKind.IMPORT, spec, owner)
+    return version
+
+
+def _ask(
+    session: Session,
+    project_id: int,
+    version: DatasetVersion,
+    kind: JobKind,
+    spec: ImportJob | FreezeJob,
+    owner: str,
+) -> int:
+    verb = "Import" if kind == JobKind.IMPORT else "Freeze"
+    request = JobRequest(
+        kind=kind,
+        spec=spec,
+        stream=f"version:{version.id}",
+        title=f"{verb} {version.dataset.name} v{version.number}",
+        project_id=project_id,
+        owner=owner,
+    )
+    return enqueue(session, request).id
+
+
+def get_version(session: Session, project_id: int, version_id: int) -> DatasetVersion:
+    found = queries.version(session, project_id, version_id)
+    if found is None:
+        raise NotFound(f"This project has no dataset version {version_id}.")
+    return found
+
+
+def start_freeze(session: Session, version: DatasetVersion, *, owner: str) -> int:
+    """Ask for the freeze of a draft; return the job. Raises DatasetIsFrozen, Conflict."""
+    _changeable(version)
+    if version.state != "draft":
+        raise Conflict(f"Only a draft can be frozen; this version is {version.state}.")
+    project_id = version.dataset.project_id
+    spec = FreezeJob(dataset_version_id=version.id)
+    version.job_id = _ask(session, project_id, version, JobKind.FREEZE, spec, owner)
+    session.flush()
+    return version.job_id
+
+
+def _changeable(version: DatasetVersion) -> None:
+    if version.state == "frozen":
+        raise DatasetIsFrozen(
+            f"Version {version.number} is frozen and cannot be changed. Import a new version."
+        )
+
+
+def edit_notes(session: Session, version: DatasetVersion, notes: str) -> None:
+    """Write a person's notes on a draft."""
+    _changeable(version)
+    version.notes = notes
+    session.flush()
+
+
+def _locked(session: Session, version_id: int) -> DatasetVersion:
+    found = session.scalar(
+        select(DatasetVersion).where(DatasetVersion.id == version_id).with_for_update()
+    )
+    if found is None:
+        raise NotFound(f"There is no dataset version {version_id} any more.")
+    return found
+
+
+def inspected(session: Session, upload_id: int, report: InspectReport) -> None:
+    upload = session.get(Upload, upload_id)
+    if upload is not None:
+        upload.state, upload.error = "inspected", None
+        upload.report = report.model_dump(mode="json")
+        session.flush()
+
+
+def inspect_failed(session: Session, upload_id: int, message: str) -> None:
+    upload = session.get(Upload, upload_id)
+    if upload is not None:
+        upload.state, upload.error = "failed", message
+        session.flush()
+
+
+def imported(
+    session: Session, version_id: int, funnel: ImportFunnel, *, conversations: str, rejects: str
+) -> None:
+    """Write the result of an import: the version is a draft now."""
+    version = _locked(session, version_id)
+    _changeable(version)
+    version.state, version.error = "draft", None
+    version.funnel = funnel.model_dump(mode="json")
+    version.conversations_blob, version.rejects_blob = conversations, rejects
+    session.flush()
+
+
+def import_failed(session: Session, version_id: int, message: str) -> None:
+    version = session.get(DatasetVersion, version_id)
+    if version is not None and version.state == "importing":
+        version.state, version.error = "failed", message
+        session.flush()
+
+
+def frozen(session: Session, version_id: int, content_sha256: str) -> None:
+    """Fix a draft by the hash of its conversations file; an equal second freeze changes nothing."""
+    version = _locked(session, version_id)
+    if version.state == "frozen" and version.content_sha256 == content_sha256:
+        return
+    _changeable(version)
+    version.state, version.error = "frozen", None
+    version.content_sha256 = content_sha256
+    version.frozen_at = session.scalar(select(func.clock_timestamp()))
+    session.flush()
+
+
+def freeze_failed(session: Session, version_id: int, message: str) -> None:
+    version = session.get(DatasetVersion, version_id)
+    if version is not None and version.state == "draft":
+        version.error = message
+        session.flush()
+
+
+def conversations_path(version: DatasetVersion, settings: Settings) -> Path:
+    if version.conversations_blob is None:
+        raise Conflict(f"This version is {version.state}; it has no conversations yet.")
+    return LocalBlobs(settings.blobs).path(version.conversations_blob)
+
+
+def rejects_path(version: DatasetVersion, settings: Settings) -> Path:
+    if version.rejects_blob is None:
+        raise Conflict(f"This version is {version.state}; it has no rejects file yet.")
+    return LocalBlobs(settings.blobs).path(version.rejects_blob)
+
+
+def other_models(funnel: ImportFunnel, teacher_name: str | None) -> list[str]:
+    """Return the logged models that are not the project's teacher, by name; [] when none is set."""
+    if not teacher_name:
+        return []
+    wanted = teacher_name.rsplit("/", 1)[-1].lower()
+    return [name for name in funnel.models if name.rsplit("/", 1)[-1].lower() != wanted]
+
+
+def hash_upload(settings: Settings, key: str) -> str:
+    return file_sha256(upload_path(settings, key))

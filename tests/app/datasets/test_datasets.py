@@ -1,0 +1,228 @@
+"""Uploads, imports and freezes through the services and the task adapters, on the database."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from sqlalchemy import event
+from sqlalchemy.orm import Session
+
+from app.datasets import queries, service
+from app.datasets.models import DatasetVersion, Upload
+from app.datasets.schemas import ConversationFilter, ImportRequest
+from app.errors import Conflict, NotFound, PayloadTooLarge
+from app.jobs.lease import Claim
+from app.jobs.models import Job
+from app.projects import service as projects
+from app.projects.models import Project
+from app.projects.schemas import ProjectCreate
+from app.settings import Settings
+from app.specs.conversation import ImportFunnel
+from app.specs.jobs import JobKind
+from app.storage.uploads import Appender
+from workers.job.task import BodyContext
+from workers.sinks import PipeCallbacks
+from workers.tasks import ingest
+
+
+def line(n: int) -> bytes:
+    user = {"role": "user", "content": f"question {n}"}
+    answer = {"role": "assistant", "content": f"answer {n}"}
+    return json.dumps({"messages": [user, answer]}).encode() + b"\n"
+
+
+BODY = b"".join(line(n) for n in range(120)) + b"not json\n"
+
+
+@pytest.fixture
+def project(session: Session) -> Project:
+    return projects.create(session, ProjectCreate(name="Routing"), owner_id=None)
+
+
+def stored(session: Session, project: Project, settings: Settings, body: bytes = BODY) -> Upload:
+    upload = service.start_upload(
+        session, project, filename="log.jsonl", size=len(body), settings=settings
+    )
+    appender = Appender(service.upload_path(settings, upload.key), 0, len(body))
+    appender.write(body)
+    appender.close()
+    sha = service.hash_upload(settings, upload.key)
+    return service.finish_upload(session, upload.id, sha256=sha, owner="admin")
+
+
+def work(session: Session, job_id: int | None, settings: Settings, tmp_path: Path) -> None:
+    """Carry out a job as the supervisor does, with a pipe that goes nowhere."""
+    job = session.get(Job, job_id)
+    assert job is not None
+    held = Claim(job.id, 7, job.kind, job.spec, job.stream, 1, ())
+    task = ingest.TASKS[JobKind(job.kind)]
+    inputs = task.load(session, job.spec, settings)
+    workdir = tmp_path / f"work-{job.id}"
+    workdir.mkdir()
+    context = BodyContext(workdir, settings.blobs, (), PipeCallbacks(io.BytesIO()))
+    task.apply(session, held, task.run(inputs, context), settings)
+
+
+def imported(
+    session: Session, project: Project, settings: Settings, tmp_path: Path
+) -> DatasetVersion:
+    upload = stored(session, project, settings)
+    work(session, upload.job_id, settings, tmp_path)
+    request = ImportRequest(dataset="traffic", upload_ids=[upload.id])
+    version = service.start_import(session, project, request, owner="admin")
+    work(session, version.job_id, settings, tmp_path)
+    return version
+
+
+def test_an_upload_is_inspected_once(
+    session: Session, project: Project, settings: Settings, tmp_path: Path
+) -> None:
+    upload = stored(session, project, settings)
+    first = upload.job_id
+    again = service.finish_upload(session, upload.id, sha256="other", owner="admin")
+    assert again.job_id == first
+    assert again.sha256 != "other"
+    path = service.upload_path(settings, upload.key)
+    assert path.stat().st_mode & 0o777 == 0o600
+    work(session, first, settings, tmp_path)
+    assert upload.state == "inspected"
+    assert upload.report is not None
+    assert upload.report["format"] == "openai_finetune"
+
+
+def test_an_import_adds_up_and_makes_a_draft(
+    session: Session, project: Project, settings: Settings, tmp_path: Path
+) -> None:
+    version = imported(session, project, settings, tmp_path)
+    assert version.state == "draft"
+    funnel = ImportFunnel.model_validate(version.funnel)
+    assert (funnel.records, funnel.calls) == (121, 120)
+    assert sum(funnel.quarantined.values()) == 1
+    rejects = queries.first_rejects(service.rejects_path(version, settings))
+    assert [r.line for r in rejects] == [121]
+
+
+def test_conversations_page_by_row_filter_and_search(
+    session: Session, project: Project, settings: Settings, tmp_path: Path
+) -> None:
+    version = imported(session, project, settings, tmp_path)
+    path = service.conversations_path(version, settings)
+    seen: list[int] = []
+    after: int | None = -1
+    while after is not None:
+        page = queries.conversation_page(path, ConversationFilter(), after=after)
+        seen += [item.row for item in page.lines]
+        after = page.next_after
+    assert seen == list(range(120))
+    tests = queries.conversation_page(path, ConversationFilter(split="test"), limit=200)
+    assert {item.split for item in tests.lines} == {"test"}
+    found = queries.conversation_page(path, ConversationFilter(search="QUESTION 77")).lines
+    assert [item.first_user for item in found] == ["question 77"]
+    shown = queries.conversation_at(path, found[0].row)
+    assert shown is not None
+    assert shown.id == found[0].id
+    assert queries.conversation_at(path, 120) is None
+    none = queries.conversation_page(path, ConversationFilter(reference=True))
+    assert none.lines == []
+
+
+def test_a_frozen_version_never_changes(
+    session: Session, project: Project, settings: Settings, tmp_path: Path
+) -> None:
+    version = imported(session, project, settings, tmp_path)
+    job = service.start_freeze(session, version, owner="admin")
+    work(session, job, settings, tmp_path)
+    assert version.state == "frozen"
+    before = version.content_sha256
+    assert before is not None
+    funnel = ImportFunnel.model_validate(version.funnel)
+    service.frozen(session, version.id, before)  # a second, equal freeze is no change
+    changes = (
+        lambda: service.start_freeze(session, version, owner="admin"),
+        lambda: service.edit_notes(session, version, "new"),
+        lambda: service.frozen(session, version.id, "0" * 64),
+        lambda: service.imported(session, version.id, funnel, conversations="x", rejects="y"),
+    )
+    for change in changes:
+        with pytest.raises(service.DatasetIsFrozen) as caught:
+            change()
+        assert caught.value.status == 409
+    assert version.content_sha256 == before
+
+
+def test_imports_count_versions_and_failures_are_kept(
+    session: Session, project: Project, settings: Settings, tmp_path: Path
+) -> None:
+    first = imported(session, project, settings, tmp_path)
+    request = ImportRequest(dataset="traffic", upload_ids=first.import_spec["upload_ids"])
+    second = service.start_import(session, project, request, owner="admin")
+    assert (first.number, second.number) == (1, 2)
+    held = Claim(1, 7, "import", second.import_spec, "version:1", 1, ())
+    ingest.TASKS[JobKind.IMPORT].failed(session, held, "No records.")
+    assert (second.state, second.error) == ("failed", "No records.")
+
+
+def test_what_is_not_stored_cannot_be_imported(
+    session: Session, project: Project, settings: Settings
+) -> None:
+    upload = service.start_upload(session, project, filename="a", size=9, settings=settings)
+    with pytest.raises(Conflict, match="not stored yet"):
+        service.start_import(
+            session, project, ImportRequest(dataset="d", upload_ids=[upload.id]), owner="a"
+        )
+    other = projects.create(session, ProjectCreate(name="Other"), owner_id=None)
+    with pytest.raises(NotFound):
+        service.start_import(
+            session, other, ImportRequest(dataset="d", upload_ids=[upload.id]), owner="a"
+        )
+    with pytest.raises(PayloadTooLarge):
+        service.start_upload(
+            session, project, filename="a", size=settings.max_upload_bytes + 1, settings=settings
+        )
+
+
+def test_an_upload_of_an_import_stays(
+    session: Session, project: Project, settings: Settings, tmp_path: Path
+) -> None:
+    version = imported(session, project, settings, tmp_path)
+    (upload,) = queries.uploads_by_id(session, project.id, version.import_spec["upload_ids"])
+    with pytest.raises(Conflict, match="belongs to an import"):
+        service.drop_upload(session, upload, settings)
+    free = stored(session, project, settings)
+    free_path = service.upload_path(settings, free.key)
+    service.drop_upload(session, free, settings)
+    assert not free_path.exists()
+
+
+def test_the_version_list_takes_one_query(
+    session: Session, project: Project, settings: Settings
+) -> None:
+    counts = []
+    for _ in range(2):
+        upload = stored(session, project, settings)
+        request = ImportRequest(dataset="traffic", upload_ids=[upload.id])
+        service.start_import(session, project, request, owner="admin")
+        session.expire_all()
+        statements: list[str] = []
+        connection = session.connection()
+        project_id = project.id
+
+        def note(_c: object, _k: object, text: str, *_rest: object) -> None:
+            statements.append(text)  # noqa: B023 - called inside this turn only
+
+        event.listen(connection, "before_cursor_execute", note)
+        names = [(v.dataset.name, v.number) for v in queries.versions_of(session, project_id)]
+        event.remove(connection, "before_cursor_execute", note)
+        counts.append(len(statements))
+        assert names
+    assert counts == [1, 1]
+
+
+def test_logged_models_beside_the_teacher_are_named() -> None:
+    funnel = ImportFunnel(
+        format="openai_chat", records=3, calls=3, duplicates=0, folded=0, conversations=3,
+        targets=3, models={"big": 2, "other": 1},
+    )  # fmt: skip
+    assert service.other_models(funnel, "org/Big") == ["other"]
+    assert service.other_models(funnel, None) == []

@@ -1,0 +1,51 @@
+"""Projects: slugs, tolerance in shown points, refusals."""
+
+import pytest
+from pydantic import ValidationError
+from sqlalchemy.orm import Session
+
+from app.errors import InvalidInput, NotFound
+from app.projects import queries, service
+from app.projects.schemas import ProjectCreate, ProjectEdit
+
+
+@pytest.mark.parametrize(
+    ("name", "slug"),
+    [("Support Router", "support-router"), ("Café №1", "cafe-no1"), ("***", "project")],
+)
+def test_slugs(name: str, slug: str) -> None:
+    assert service.slug_of(name) == slug
+
+
+def test_equal_names_get_numbers_and_reserved_words_are_not_taken(session: Session) -> None:
+    made = [
+        service.create(session, ProjectCreate(name=name), owner_id=None).slug
+        for name in ("Router", "router", "Router!", "New")
+    ]
+    assert made == ["router", "router-2", "router-3", "new-2"]
+    assert service.get(session, "router-2").name == "router"
+    with pytest.raises(NotFound):
+        service.get(session, "none")
+
+
+def test_tolerance_is_stored_in_the_metrics_unit(session: Session) -> None:
+    project = service.create(session, ProjectCreate(name="P", tolerance=2.0), owner_id=None)
+    assert project.tolerance == pytest.approx(0.02)
+    assert service.shown_tolerance(project) == pytest.approx(2.0)
+    service.edit(session, project, ProjectEdit(deciding_metric="kl", tolerance=0.5))
+    assert project.tolerance == pytest.approx(0.5)
+
+
+def test_refusals(session: Session) -> None:
+    with pytest.raises(ValidationError):
+        ProjectCreate(name="P", deciding_metric="vibes")
+    with pytest.raises(InvalidInput, match="needs a name"):
+        service.create(session, ProjectCreate(name="  "), owner_id=None)
+    with pytest.raises(InvalidInput):
+        service.create(session, ProjectCreate(name="P", teacher_id=1, student_id=1), owner_id=None)
+
+
+def test_search_takes_percent_literally(session: Session) -> None:
+    for name in ("100% right", "other"):
+        service.create(session, ProjectCreate(name=name), owner_id=None)
+    assert [p.name for p in queries.all_projects(session, search="%")] == ["100% right"]

@@ -1,0 +1,158 @@
+"""Inspect an upload, import uploads into a draft version, freeze a version."""
+
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from app.datasets import service
+from app.datasets.models import DatasetVersion, Upload
+from app.errors import NotFound
+from app.jobs.lease import Claim
+from app.settings import Settings
+from app.specs.conversation import ImportFunnel, InspectReport
+from app.specs.fingerprint import file_sha256
+from app.specs.jobs import FreezeJob, ImportJob, InspectJob, JobKind
+from app.storage.blobs import LocalBlobs
+from workers.ingest.pipeline import import_files, inspect
+from workers.job.task import BodyContext, Inputs, Task
+
+
+class FilesInputs(Inputs):
+    """Where the uploads lie, and what people call them."""
+
+    paths: tuple[str, ...]
+    names: tuple[str, ...]
+
+
+class ImportInputs(FilesInputs):
+    job: ImportJob
+
+
+class FreezeInputs(Inputs):
+    version_id: int
+    path: str
+
+
+class _NoParts:
+    def publish(self, session: Session, held: Claim, payload: dict[str, Any]) -> None:
+        """Take no parts: these jobs have none."""
+        del session, held, payload
+
+
+class InspectTask(_NoParts):
+    kind = JobKind.INSPECT
+    inputs: type[Inputs] = FilesInputs
+
+    def load(self, session: Session, spec: Mapping[str, Any], settings: Settings) -> Inputs:
+        upload = session.get(Upload, InspectJob.model_validate(spec).upload_id)
+        if upload is None:
+            raise NotFound("The upload was removed. Send the file again.")
+        path = service.upload_path(settings, upload.key)
+        return FilesInputs(paths=(str(path.absolute()),), names=(upload.filename,))
+
+    def run(self, inputs: FilesInputs, context: BodyContext) -> dict[str, Any]:
+        context.callbacks.phase("inspect")
+        report = inspect([Path(p) for p in inputs.paths], inputs.names)
+        return report.model_dump(mode="json")
+
+    def apply(
+        self, session: Session, held: Claim, result: dict[str, Any], settings: Settings
+    ) -> None:
+        del settings
+        upload_id = InspectJob.model_validate(held.spec).upload_id
+        service.inspected(session, upload_id, InspectReport.model_validate(result))
+
+    def failed(self, session: Session, held: Claim, message: str) -> None:
+        upload_id = InspectJob.model_validate(held.spec).upload_id
+        service.inspect_failed(session, upload_id, message)
+
+
+class ImportTask(_NoParts):
+    kind = JobKind.IMPORT
+    inputs: type[Inputs] = ImportInputs
+
+    def load(self, session: Session, spec: Mapping[str, Any], settings: Settings) -> Inputs:
+        job = ImportJob.model_validate(spec)
+        version = session.get(DatasetVersion, job.dataset_version_id)
+        found = {u.id: u for u in _uploads(session, job)}
+        if version is None or len(found) != len(job.upload_ids):
+            raise NotFound("The version or an upload was removed. Start the import again.")
+        uploads = [found[i] for i in job.upload_ids]
+        paths = tuple(str(service.upload_path(settings, u.key).absolute()) for u in uploads)
+        return ImportInputs(paths=paths, names=tuple(u.filename for u in uploads), job=job)
+
+    def run(self, inputs: ImportInputs, context: BodyContext) -> dict[str, Any]:
+        context.callbacks.phase("import")
+        out = context.workdir / "import"
+        out.mkdir(exist_ok=True)
+        funnel = import_files(
+            [Path(p) for p in inputs.paths],
+            names=inputs.names,
+            format=inputs.job.format,
+            reference_path=inputs.job.reference_path,
+            validation_share=inputs.job.validation_share,
+            test_share=inputs.job.test_share,
+            out_dir=out,
+            callbacks=context.callbacks,
+        )
+        return {"folder": str(out.absolute()), "funnel": funnel.model_dump(mode="json")}
+
+    def apply(
+        self, session: Session, held: Claim, result: dict[str, Any], settings: Settings
+    ) -> None:
+        version_id = ImportJob.model_validate(held.spec).dataset_version_id
+        blobs, folder = LocalBlobs(settings.blobs), Path(result["folder"])
+        # A key of this attempt's own: a file that a version names is never written again.
+        base = f"datasets/{version_id}/{held.fence}-{secrets.token_hex(4)}"
+        names = (f"{base}/conversations.parquet", f"{base}/rejects.jsonl")
+        for key in names:
+            blobs.put_file(folder / key.rsplit("/", 1)[-1], key)
+        funnel = ImportFunnel.model_validate(result["funnel"])
+        service.imported(session, version_id, funnel, conversations=names[0], rejects=names[1])
+
+    def failed(self, session: Session, held: Claim, message: str) -> None:
+        version_id = ImportJob.model_validate(held.spec).dataset_version_id
+        service.import_failed(session, version_id, message)
+
+
+def _uploads(session: Session, job: ImportJob) -> list[Upload]:
+    found = (session.get(Upload, upload_id) for upload_id in job.upload_ids)
+    return [upload for upload in found if upload is not None]
+
+
+class FreezeTask(_NoParts):
+    kind = JobKind.FREEZE
+    inputs: type[Inputs] = FreezeInputs
+
+    def load(self, session: Session, spec: Mapping[str, Any], settings: Settings) -> Inputs:
+        version_id = FreezeJob.model_validate(spec).dataset_version_id
+        version = session.get(DatasetVersion, version_id)
+        if version is None:
+            raise NotFound(f"There is no dataset version {version_id} any more.")
+        path = service.conversations_path(version, settings)
+        return FreezeInputs(version_id=version_id, path=str(path.absolute()))
+
+    def run(self, inputs: FreezeInputs, context: BodyContext) -> dict[str, Any]:
+        context.callbacks.phase("freeze")
+        return {"sha256": file_sha256(Path(inputs.path))}
+
+    def apply(
+        self, session: Session, held: Claim, result: dict[str, Any], settings: Settings
+    ) -> None:
+        del settings
+        version_id = FreezeJob.model_validate(held.spec).dataset_version_id
+        service.frozen(session, version_id, result["sha256"])
+
+    def failed(self, session: Session, held: Claim, message: str) -> None:
+        version_id = FreezeJob.model_validate(held.spec).dataset_version_id
+        service.freeze_failed(session, version_id, message)
+
+
+TASKS: dict[JobKind, Task] = {
+    JobKind.INSPECT: InspectTask(),
+    JobKind.IMPORT: ImportTask(),
+    JobKind.FREEZE: FreezeTask(),
+}
