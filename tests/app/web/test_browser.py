@@ -132,8 +132,6 @@ def served(app: FastAPI) -> Iterator[str]:
 def page(browser: Browser) -> Iterator[Page]:
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     page = context.new_page()
-    page.on("console", lambda m: print("CONSOLE", m.text))
-    page.on("pageerror", lambda m: print("PAGEERR", m))
     page.set_default_timeout(5000)
     yield page
     context.close()
@@ -281,7 +279,9 @@ def test_first_account_to_account_page_without_serious_findings(
     page.fill("#f-password", PASSWORD)
     page.fill("#f-again", PASSWORD)
     page.click("button[type=submit]")
-    page.wait_for_url("**/account")
+    page.wait_for_url("**/projects")
+    assert axe(page) == []
+    page.goto(f"{served}/account")
     page.fill("form[action='/account/tokens'] #f-name", "ci")
     page.click("text=Make the token")
     page.wait_for_selector(".secret")
