@@ -19,8 +19,8 @@ from app.events.append import add_points, append
 from app.web.deps import Services, open_to_all
 from app.web.nonce import CSP_NONCE
 from app.web.sse import event_stream
-from app.web.templating import Shell, environment
-from app.web.vendor import ROOT, install
+from app.web.templating import STATIC, TEMPLATES, Shell, environment
+from app.web.vendor import ROOT, icons_named, install
 from tests.app.conftest import PASSWORD
 
 ARGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
@@ -109,7 +109,10 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module", autouse=True)
 def _assets() -> None:
-    install()
+    """Installed by `make setup`; anew when a template names an icon that is not there."""
+    there = {path.stem for path in (STATIC / "vendor" / "icons").glob("*.svg")}
+    if not icons_named(TEMPLATES) <= there:
+        install()
 
 
 @pytest.fixture
