@@ -179,7 +179,8 @@ def check_faithfulness(
         stored_live += _kl_sum(rows, live, profile)
         live_live += _kl_sum(other, live, profile)
         tokens += len(one.input_ids) - 1
-    stored_live, live_live = stored_live / tokens, live_live / tokens
+    # Rounding may leave a sum just below 0, which no divergence is.
+    stored_live, live_live = max(stored_live / tokens, 0.0), max(live_live / tokens, 0.0)
     limit = max(NOISE_MULTIPLE * live_live, QUANTISATION_NATS)
     passed = bool(stored_live <= limit)
     verdict = "faithful" if passed else "not faithful: capture again with this checkpoint"
