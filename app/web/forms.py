@@ -13,6 +13,8 @@ from app.security.csrf import FIELD as CSRF_FIELD
 
 Model = TypeVar("Model", bound=BaseModel)
 
+WHOLE = "form"
+"""Key of an error that belongs to no field."""
 SENTENCES: dict[str, str] = {
     "missing": "Is needed.",
     "string_too_short": "Use at least {min_length} characters.",
@@ -39,7 +41,8 @@ def sentence(error: Mapping[str, Any]) -> str:
         return SENTENCES["missing"]
     template = SENTENCES.get(kind)
     if template is not None:
-        return template.format(**error.get("ctx", {}))
+        limits = error.get("ctx", {}).items()
+        return template.format(**{k: f"{v:g}" if isinstance(v, float) else v for k, v in limits})
     text = str(error.get("msg", "Is not valid.")).removeprefix("Value error, ")
     text = text[:1].upper() + text[1:]
     return text if text.endswith(".") else f"{text}."
@@ -52,7 +55,7 @@ def field_errors(errors: Iterable[Mapping[str, Any]]) -> dict[str, str]:
         place = [str(part) for part in error.get("loc", ())]
         if place and place[0] in ("body", "query", "path", "header"):
             place = place[1:]
-        found.setdefault(".".join(place) or "form", sentence(error))
+        found.setdefault(".".join(place) or WHOLE, sentence(error))
     return found
 
 
@@ -107,6 +110,7 @@ def check_form(values: Mapping[str, Any], model: type[Model]) -> Form[Model]:
         form.data = model.model_validate(given)
     except ValidationError as error:
         form.errors = field_errors(error.errors(include_url=False))
+        form.message = form.errors.pop(WHOLE, "")
     return form
 
 

@@ -11,12 +11,13 @@ from contextvars import ContextVar
 from jinja2.ext import Extension
 
 CSP_NONCE: ContextVar[str] = ContextVar("csp_nonce", default="")
-_TAG = re.compile(
-    r"<(?P<name>[a-zA-Z][\w-]*)(?P<attributes>(?:\{\{.*?\}\}|\{%.*?%\}|\"[^\"]*\"|'[^']*'|[^>\"'{]|\{)*)>",
-    re.DOTALL,
+_JINJA = r"\{\{.*?\}\}|\{%.*?%\}"
+_VALUE = rf"\"(?:{_JINJA}|[^\"])*+\"|'(?:{_JINJA}|[^'])*+'"
+TAG = re.compile(
+    rf"<(?P<name>[a-zA-Z][\w-]*)(?P<attributes>(?:{_JINJA}|{_VALUE}|[^>\"'])*+)>", re.DOTALL
 )
 _HX = re.compile(r"(?:^|\s)hx-(?!nonce)", re.IGNORECASE)
-_QUOTED = re.compile(r"\{\{.*?\}\}|\"[^\"]*\"|'[^']*'", re.DOTALL)
+QUOTED = re.compile(rf"{_JINJA}|{_VALUE}", re.DOTALL)
 
 
 def new_nonce() -> str:
@@ -30,11 +31,11 @@ def stamp(source: str) -> str:
     """Add `hx-nonce` to every tag of a template's source that has an htmx attribute."""
 
     def _stamp(match: re.Match[str]) -> str:
-        if not _HX.search(_QUOTED.sub('""', match["attributes"])):
+        if not _HX.search(QUOTED.sub('""', match["attributes"])):
             return match[0]
         return f'<{match["name"]} hx-nonce="{{{{ csp_nonce() }}}}"{match["attributes"]}>'
 
-    return _TAG.sub(_stamp, source)
+    return TAG.sub(_stamp, source)
 
 
 class NonceExtension(Extension):

@@ -1,0 +1,117 @@
+"""The web program on a database of the test's own, and clients that are signed in."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+from fastapi import FastAPI
+from sqlalchemy.orm import Session
+from starlette.testclient import TestClient
+
+from app.accounts import service
+from app.accounts.models import User
+from app.accounts.schemas import FirstAccount
+from app.main import create_app
+from app.security import passwords
+from app.settings import Settings
+from app.web.deps import Services, cookie_name
+
+ORIGIN = "http://127.0.0.1"
+PASSWORD = "correct horse battery"
+SAME_SITE = {"Origin": ORIGIN, "Sec-Fetch-Site": "same-origin"}
+
+
+class Recorder:
+    """A broker that keeps what it was asked to send."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[str, str]] = []
+        self.up = True
+
+    def send(self, signals: set[tuple[str, str]]) -> None:
+        self.sent.extend(sorted(signals))
+
+    def ping(self) -> bool:
+        return self.up
+
+
+@pytest.fixture(scope="session")
+def quick_hash() -> str:
+    """One real hash of PASSWORD for the whole run."""
+    return passwords.hash_password(PASSWORD)
+
+
+@pytest.fixture
+def broker() -> Recorder:
+    return Recorder()
+
+
+@pytest.fixture
+def app(settings: Settings, own_database: str, broker: Recorder) -> Iterator[FastAPI]:
+    own = settings.model_copy(update={"database_url": own_database})
+    app = create_app(own, broker=broker)
+    yield app
+    app.state.services.engine.dispose()
+
+
+@pytest.fixture
+def parts(app: FastAPI) -> Services:
+    found: Services = app.state.services
+    return found
+
+
+@pytest.fixture
+def client(app: FastAPI) -> TestClient:
+    """An anonymous browser on our own pages."""
+    return TestClient(app, base_url=ORIGIN, headers=SAME_SITE, follow_redirects=False)
+
+
+@pytest.fixture
+def make_user(parts: Services, quick_hash: str) -> Callable[..., User]:
+    def make(name: str = "ada", *, is_admin: bool = True) -> User:
+        with parts.sessions.begin() as session:
+            user = User(name=name, password_hash=quick_hash, is_admin=is_admin)
+            session.add(user)
+        return user
+
+    return make
+
+
+@pytest.fixture
+def signed_in(app: FastAPI, parts: Services, make_user: Callable[..., User]) -> TestClient:
+    """A browser with a session; unsafe requests carry its CSRF token in the header."""
+    make_user()
+    with parts.sessions.begin() as session:
+        secret = service.sign_in(session, "ada", PASSWORD).secret
+    assert secret is not None
+    with parts.sessions.begin() as session:
+        principal = parts.authenticate(session, cookie=secret, bearer=None)
+    assert principal is not None
+    return TestClient(
+        app,
+        base_url=ORIGIN,
+        headers={**SAME_SITE, "X-CSRF-Token": principal.csrf_token},
+        cookies={cookie_name(parts.settings): secret},
+        follow_redirects=False,
+    )
+
+
+@pytest.fixture
+def api_client(app: FastAPI, parts: Services, make_user: Callable[..., User]) -> TestClient:
+    """A program with a bearer token, which sends no Origin."""
+    user = make_user("robot")
+    with parts.sessions.begin() as session:
+        _, token = service.create_token(session, user.id, "test", days=1)
+    return TestClient(app, base_url=ORIGIN, headers={"Authorization": f"Bearer {token}"})
+
+
+@pytest.fixture
+def first_account() -> Callable[[Session], str]:
+    """Make the first account by the real path; returns its session's secret."""
+
+    def make(session: Session) -> str:
+        link = service.ensure_setup_link(session)
+        assert link is not None
+        data = FirstAccount(name="ada", password=PASSWORD, again=PASSWORD)
+        return service.make_first_account(session, link, data)
+
+    return make
