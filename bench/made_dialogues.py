@@ -7,11 +7,49 @@ from random import Random
 from typing import Any
 
 STYLES = ("plain", "plain", "plain", "plain", "parts", "legacy", "clock", "window")
-_WORDS = (
-    "order refund parcel invoice account delivery address payment voucher late broken missing "
-    "change cancel return check update confirm please today store size colour shoes lamp chair "
-    "café naïve 東京 über status number item price card bank week month reply email phone"
-).split()
+_WORDS = [
+    "order",
+    "refund",
+    "parcel",
+    "invoice",
+    "account",
+    "delivery",
+    "address",
+    "payment",
+    "voucher",
+    "late",
+    "broken",
+    "missing",
+    "change",
+    "cancel",
+    "return",
+    "check",
+    "update",
+    "confirm",
+    "please",
+    "today",
+    "store",
+    "size",
+    "colour",
+    "shoes",
+    "lamp",
+    "chair",
+    "café",
+    "naïve",
+    "東京",
+    "über",
+    "status",
+    "number",
+    "item",
+    "price",
+    "card",
+    "bank",
+    "week",
+    "month",
+    "reply",
+    "email",
+    "phone",
+]
 _SYSTEM = "You are the assistant of shop {shop}. Use the tools for every look-up. Be brief."
 _FUNCTION = {
     "name": "find_order",
