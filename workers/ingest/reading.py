@@ -17,6 +17,7 @@ Outcome = Record | Reject
 _ARRAY = re.compile(rb"\s*\[\s*(?:[{\]]|\Z)")
 _SAMPLE_LINES = 50
 _HEADER_CELL = 80
+_EVERY = 32  # records between two reports of the position
 
 
 def reject(line: int, verdict: Unusable, raw: bytes) -> Reject:
@@ -128,9 +129,9 @@ def read_records(
             lines = physical_lines(source, bounds.record)
             outcomes = csv_records(lines, name, delimiter=kind, limit=bounds.record)
         line = 0
-        for outcome in outcomes:
+        for number, outcome in enumerate(outcomes):
             line = outcome.line
-            if on_position is not None:
+            if on_position is not None and number % _EVERY == 0:
                 on_position(source.position())
             yield outcome
         if source.damage is not None:
