@@ -136,29 +136,7 @@ def _with_image(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _dirty_copy(log: _Log, when: float, request: Any, response: Any) -> None:
     """Write one line that repeats a good one, or would have been one."""
     truth = log.truth
-<<<<<<< HEAD
-    kind = log.random.choice(
-        (
-            "retry",
-            "retry",
-            "exact",
-            "429",
-            "500",
-            "null",
-            "empty",
-            "no_choices",
-            "no_messages",
-            "truncated",
-            "truncated",
-            "not_json",
-            "not_object",
-            "blank",
-            "cut_by_logger",
-        )
-    )
-=======
     kind = log.random.choice(_DIRT)
->>>>>>> ingest
     before = when - 0.4
     if kind == "retry":
         log.pair(when + 0.3, request, {**response, "id": log.identifier("chatcmpl-")})

@@ -83,13 +83,8 @@ def _lenient(data: bytes) -> Any:
     except json.JSONDecodeError as error:
         opened, closed = text.lstrip()[:1], text.rstrip()[-1:]
         at_end = error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string")
-<<<<<<< HEAD
-        cut = at_end if (opened, closed) in (("{", "}"), ("[", "]")) else opened in ("{", "[")
-        if cut:
-=======
         whole = opened + closed in ("{}", "[]")
         if opened in ("{", "[") and (at_end or not whole):
->>>>>>> ingest
             raise quarantined("json_truncated", error) from None
         raise quarantined("not_json", error) from None
     except (RecursionError, ValueError) as error:
