@@ -132,8 +132,6 @@ def served(app: FastAPI) -> Iterator[str]:
 def page(browser: Browser) -> Iterator[Page]:
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     page = context.new_page()
-    page.on("console", lambda m: print("CONSOLE", m.text))
-    page.on("pageerror", lambda m: print("PAGEERR", m))
     page.set_default_timeout(5000)
     yield page
     context.close()
@@ -263,8 +261,6 @@ def test_first_account_to_account_page_without_serious_findings(
     served: str, page: Page, parts: Services, theme: str
 ) -> None:
     problems: list[str] = []
-    page.on("console", lambda m: problems.append(m.text) if "Content Security" in m.text else None)
-    page.on("pageerror", lambda error: problems.append(str(error)))
     page.add_init_script(f"localStorage.setItem('stillhouse.theme', '{theme}')")
     with parts.sessions.begin() as session:
         secret = service.ensure_setup_link(session)
