@@ -95,7 +95,9 @@ def _delimiter(head: bytes) -> str | None:
 
 def container(head: bytes) -> str:
     """Name what the first bytes are: `array`, `values`, `lines`, or a CSV's delimiter."""
-    if _ARRAY.match(head):
+    first, _, after = head.lstrip().partition(b"\n")
+    whole = first.rstrip().endswith(b"]") and bool(after.strip())  # a line of its own: no record
+    if _ARRAY.match(head) and not whole:
         return "array"
     complete = head.split(b"\n")[:_SAMPLE_LINES]
     lines = [line.strip() for line in complete if line.strip()]
