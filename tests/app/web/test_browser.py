@@ -277,7 +277,9 @@ def test_first_account_to_account_page_without_serious_findings(
     page.fill("#f-password", PASSWORD)
     page.fill("#f-again", PASSWORD)
     page.click("button[type=submit]")
-    page.wait_for_url("**/account")
+    page.wait_for_url("**/projects")
+    assert axe(page) == []
+    page.goto(f"{served}/account")
     page.fill("form[action='/account/tokens'] #f-name", "ci")
     page.click("text=Make the token")
     page.wait_for_selector(".secret")

@@ -14,7 +14,8 @@ from starlette.testclient import TestClient
 from app.security.permissions import Permission, Principal, allows
 from app.web.deps import Open, Require, require
 
-SAFE = {"GET", "HEAD"}
+PAGES = {"GET", "HEAD"}
+SAFE = {*PAGES, "OPTIONS"}
 
 
 def _calls(dependant: Dependant) -> Iterator[object]:
@@ -73,7 +74,7 @@ def test_strangers_get_nowhere(app: FastAPI, client: TestClient) -> None:
         for method in route.methods:
             checked += 1
             answer = client.request(method, _filled(route.path))
-            page = method in SAFE and not route.path.startswith("/api/")
+            page = method in PAGES and not route.path.startswith("/api/")
             if page:
                 assert answer.status_code == 303, (method, route.path)
                 assert answer.headers["location"].startswith("/sign-in")
