@@ -7,9 +7,14 @@ export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 0
 
-.PHONY: setup up lint types test mutants clean
+.PHONY: setup up chromium lint types test mutants clean
 
 setup: $(VENV)/.installed static/vendor/.installed
+
+# The browser tests drive Debian's Chromium: installed where apt may, else named.
+chromium:
+	@command -v chromium >/dev/null || { test "$$(id -u)" = 0 && apt-get update -qq && apt-get install -y -qq chromium >/dev/null; } \
+	  || { echo "Chromium is missing: run 'sudo apt-get install chromium', then again."; exit 1; }
 
 # Front-end packages from the lock file; without Node, the one of a Python wheel.
 static/vendor/.installed: package-lock.json $(VENV)/.installed $(wildcard templates/*.html templates/*/*.html)
@@ -37,7 +42,7 @@ lint: setup
 types: setup
 	$(BIN)/mypy
 
-test: lint types
+test: lint types chromium
 	$(BIN)/python -m pytest
 
 # Apply small breakages one at a time: each must make the tests fail.

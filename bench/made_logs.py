@@ -14,6 +14,23 @@ TEACHER = "support-teacher-70b"
 _BATCH = 200  # dialogues whose lines are interleaved, as traffic is
 _START = 1_760_000_000
 WINDOW = 6
+_DIRT = [
+    "retry",
+    "retry",
+    "exact",
+    "429",
+    "500",
+    "null",
+    "empty",
+    "no_choices",
+    "no_messages",
+    "truncated",
+    "truncated",
+    "not_json",
+    "not_object",
+    "blank",
+    "cut_by_logger",
+]
 
 
 @dataclass
@@ -119,25 +136,7 @@ def _with_image(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _dirty_copy(log: _Log, when: float, request: Any, response: Any) -> None:
     """Write one line that repeats a good one, or would have been one."""
     truth = log.truth
-    kind = log.random.choice(
-        (
-            "retry",
-            "retry",
-            "exact",
-            "429",
-            "500",
-            "null",
-            "empty",
-            "no_choices",
-            "no_messages",
-            "truncated",
-            "truncated",
-            "not_json",
-            "not_object",
-            "blank",
-            "cut_by_logger",
-        )
-    )
+    kind = log.random.choice(_DIRT)
     before = when - 0.4
     if kind == "retry":
         log.pair(when + 0.3, request, {**response, "id": log.identifier("chatcmpl-")})

@@ -80,7 +80,6 @@ def environment_of(settings: Settings) -> dict[str, str]:
         "STILLHOUSE_PORT": str(settings.port),
         "OMP_WAIT_POLICY": "PASSIVE",
         "GOMP_SPINCOUNT": "0",
-        "REMAP_SIGTERM": "SIGQUIT",  # celery: a plain SIGTERM would wait without limit
         "PYTHONUNBUFFERED": "1",
     }
     return {**os.environ, **own}  # noqa: TID251 - children inherit PATH and friends

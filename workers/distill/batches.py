@@ -12,6 +12,9 @@ from workers.distill.errors import MissingRowsError, NothingToTrainError, RowCou
 from workers.distill.teacher_shards import decode, join_rows
 from workers.distill.values import RenderedConversation, SparseTargets, StudentBatch, TargetRows
 
+_LOT = 256
+"""Conversations read at once when the cache is checked."""
+
 
 class TeacherLookup(Protocol):
     """Teacher rows by entry. Rows are joined by what was rendered, never by step."""
@@ -58,10 +61,10 @@ class BatchSource:
         if not self._rendered:
             raise NothingToTrainError("There is no conversation to train on.", reason="empty_set")
         self._collator = Collator(teacher_lookup, objective, pad_id=pad_id)
+        self.missing_entries = 0
+        """Conversations whose entry has no teacher rows: they train on their label alone."""
         if teacher_lookup is not None and objective.needs_teacher:
-            first = teacher_lookup.rows([r.entry for r in self._rendered[:1]])[0]
-            if first is not None:
-                decode(first, objective.temperature, teacher_lookup.grid)
+            self.missing_entries = _check_cache(self._rendered, teacher_lookup, objective)
         self._schedule = schedule
         self._seed = seed
         self.cursor = 0
@@ -190,3 +193,26 @@ def _no_rows(count: int, grid: int) -> TargetRows:
         log_r=np.full((count, grid), -np.inf, dtype=np.float32),
         entropy=np.zeros(count, dtype=np.float32),
     )
+
+
+def _check_cache(
+    rendered: Sequence[RenderedConversation], lookup: TeacherLookup, objective: Objective
+) -> int:
+    """Return how many conversations lack rows; refuse a foreign temperature and an empty cache.
+
+    Reading all rows once costs a second for a million tokens, and finds a damaged shard before any
+    training is spent.
+    """
+    missing = 0
+    for start in range(0, len(rendered), _LOT):
+        found = lookup.rows([r.entry for r in rendered[start : start + _LOT]])
+        missing += sum(rows is None for rows in found)
+        present = next((rows for rows in found if rows is not None), None)
+        if start == 0 and present is not None:
+            decode(present, objective.temperature, lookup.grid)
+    if missing == len(rendered):
+        raise MissingRowsError(
+            f"The teacher cache holds none of the {missing} conversations, so nothing would be "
+            "distilled. Precompute it for this dataset version and these rendering settings."
+        )
+    return missing

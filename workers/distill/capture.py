@@ -144,16 +144,7 @@ def capture(
         totals.bytes += written.bytes
         callbacks.publish(_payload(written, space))
         callbacks.progress(totals.rows, missing_rows, "tokens")
-    report = CacheReport(
-        entries=len(by_entry),
-        rows=sum(len(r.input_ids) - 1 for r in by_entry.values()),
-        new_entries=totals.entries,
-        new_rows=totals.rows,
-        bytes=totals.bytes,
-        seconds=clock() - started,
-        captured_mass=totals.captured_mass,
-        mean_entropy=totals.mean_entropy,
-    )
+    report = _report(by_entry.values(), totals, clock() - started)
     return report, tuple(files)
 
 
@@ -179,7 +170,8 @@ def check_faithfulness(
         stored_live += _kl_sum(rows, live, profile)
         live_live += _kl_sum(other, live, profile)
         tokens += len(one.input_ids) - 1
-    stored_live, live_live = stored_live / tokens, live_live / tokens
+    # Rounding may leave a sum just below 0, which no divergence is.
+    stored_live, live_live = max(stored_live / tokens, 0.0), max(live_live / tokens, 0.0)
     limit = max(NOISE_MULTIPLE * live_live, QUANTISATION_NATS)
     passed = bool(stored_live <= limit)
     verdict = "faithful" if passed else "not faithful: capture again with this checkpoint"
@@ -212,6 +204,21 @@ def _score(
         rows = teacher.capture(ids, profile)
         items += [(e, len(i), r) for e, i, r in zip(batch, ids, rows, strict=True)]
     return items
+
+
+def _report(
+    rendered: Collection[RenderedConversation], totals: _Totals, seconds: float
+) -> CacheReport:
+    return CacheReport(
+        entries=len(rendered),
+        rows=sum(len(r.input_ids) - 1 for r in rendered),
+        new_entries=totals.entries,
+        new_rows=totals.rows,
+        bytes=totals.bytes,
+        seconds=seconds,
+        captured_mass=totals.captured_mass,
+        mean_entropy=totals.mean_entropy,
+    )
 
 
 def _payload(written: ShardFile, space: CacheSpace) -> dict[str, object]:

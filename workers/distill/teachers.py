@@ -144,7 +144,7 @@ def _outside(
         if exponentials is not None and hotter == 2 * temperature:
             exponentials.square_()
         else:
-            exponentials = torch.exp(z / temperature)
+            exponentials = (z / temperature).exp_()
         hotter = temperature
         total = exponentials.sum(-1)
         dot = torch.linalg.vecdot(exponentials, z) if temperature == 1.0 else total

@@ -1,6 +1,7 @@
 """What a message says, as a hash: parts are text, ids are dropped, arguments are sorted."""
 
 import re
+from functools import lru_cache
 from hashlib import blake2b
 from zlib import crc32
 
@@ -8,9 +9,9 @@ from app.specs.conversation import Message
 
 DIGEST_BITS = 96
 _CLOCK = re.compile(
-    r"\d+|\b(?:jan|feb|mar|apr|may|jun|jul|aug|sep|sept|oct|nov|dec|january|february|march|april"
+    r"\d+(?:(?:st|nd|rd|th)\b)?|\b(?:jan|feb|mar|apr|may|jun|jul|aug|sep|sept|oct|nov|dec|january|february|march|april"
     r"|june|july|august|september|october|november|december|mon|tue|wed|thu|fri|sat|sun|monday"
-    r"|tuesday|wednesday|thursday|friday|saturday|sunday|[ap]m|(?<=\d)(?:st|nd|rd|th))\b",
+    r"|tuesday|wednesday|thursday|friday|saturday|sunday|[ap]m)\b",
     re.IGNORECASE,
 )
 _SPACE = re.compile(r"\s+")
@@ -20,16 +21,28 @@ def _digest(text: str) -> int:
     return int.from_bytes(blake2b(text.encode(), digest_size=DIGEST_BITS // 8).digest())
 
 
+def _said(role: str, text: str) -> str:
+    if "\ufffd" in text:
+        text = text.replace("\ufffd", "")
+    return f"{role}\x1f{text.strip()}"
+
+
+@lru_cache(maxsize=4096)
+def _plain(role: str, text: str) -> int:
+    return _digest(_said(role, text))
+
+
 def canon(message: Message) -> int:
     """Return the 96-bit hash of what a message says.
 
     Two spellings of one message agree: outer white space, damaged characters (U+FFFD), reasoning,
     names and ids do not count; role, text, calls with sorted arguments and media do.
     """
-    text = message.content
-    if "\ufffd" in text:
-        text = text.replace("\ufffd", "")
-    said = f"{message.role}\x1f{text.strip()}"
+    if message.role in ("user", "system") and not message.flags:
+        return _plain(message.role, message.content)
+    if message.role == "assistant" and not message.tool_calls:
+        return _plain(message.role, message.content)
+    said = _said(message.role, message.content)
     for call in message.tool_calls:
         said += f"\x1e{call.name}\x1f{call.arguments}"
     if message.role == "tool":

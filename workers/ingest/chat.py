@@ -1,6 +1,7 @@
 """OpenAI-shaped messages, tools and tool-call pairing: what the chat formats share."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from app.specs.conversation import Message, Role, ToolCall
@@ -16,6 +17,7 @@ _ROLES: dict[str, Role] = {
     "function": "tool",
 }
 _MEDIA = {"image": "image", "audio": "audio", "file": "file", "document": "file", "video": "video"}
+_CACHED_CHARS = 2048
 TRUNCATION_MARKS = ("litellm_truncated", "<truncated due to size exceeding limit>")
 
 
@@ -89,6 +91,12 @@ def _text_or_none(value: Any) -> str | None:
     return value if isinstance(value, str) and value else None
 
 
+@lru_cache(maxsize=4096)
+def _plain(role: Role, content: str) -> Message:
+    """Return a message of nothing but text; every line of a log repeats its history."""
+    return Message(role=role, content=text_of(content, set()))
+
+
 def message_of(raw: Any, flags: set[str], *, role: Role | None = None) -> Message:
     """Read one message; `flags` gathers what makes its turn unfit as a target.
 
@@ -100,8 +108,12 @@ def message_of(raw: Any, flags: set[str], *, role: Role | None = None) -> Messag
     known = role or _ROLES.get(str(raw.get("role")))
     if known is None:
         raise quarantined("unknown_role", raw.get("role"))
+    content = raw.get("content")
+    bare = len(raw) == 2 and "role" in raw  # noqa: PLR2004 - role and content
+    if bare and isinstance(content, str) and len(content) <= _CACHED_CHARS:
+        return _plain(known, content)
     own: set[str] = set()
-    text = text_of(raw.get("content"), own)
+    text = text_of(content, own)
     if known != "assistant":
         flags |= own
         name = _text_or_none(raw.get("name"))
@@ -136,12 +148,14 @@ def _answered(raw: Mapping[str, Any], asked: Mapping[int, tuple[str | None, str]
     return next(iter(asked))
 
 
-def pair_tools(raw: list[Any], messages: Iterable[Message]) -> tuple[Message, ...]:
+def pair_tools(raw: list[Any], messages: Sequence[Message]) -> tuple[Message, ...]:
     """Point every tool message at the position of the call it answers, mending lost ids by order.
 
     Tool messages that open a cut-off history are kept; raises Unusable (tool_pairing_broken) for
     any other that answers no call.
     """
+    if not any(message.role == "tool" for message in messages):
+        return tuple(messages)
     paired: list[Message] = []
     asked: dict[int, tuple[str | None, str]] = {}
     opening = True

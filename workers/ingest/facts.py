@@ -27,7 +27,7 @@ def first(names: tuple[str, ...], *places: Any) -> str | None:
     for place in places:
         if isinstance(place, dict):
             for name in names:
-                if (value := scalar(place.get(name))) is not None:
+                if name in place and (value := scalar(place[name])) is not None:
                     return value
     return None
 

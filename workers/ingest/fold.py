@@ -37,6 +37,7 @@ class Folder:
         self._trie = Trie(self._spool)
         self._produced: dict[int, Produced] = {}
         self._tools: dict[bytes, int] = {}
+        self._facts: dict[Facts, Facts] = {}
         self._lines = 0
         self._folded: int | None = None
 
@@ -70,6 +71,7 @@ class Folder:
         return not self._say(end, said)
 
     def _say(self, node: int, said: Produced) -> bool:
+        said.facts = self._facts.setdefault(said.facts, said.facts)  # few differ: keep each once
         known = self._produced.get(node)
         if known is not None:
             return known.merge(said)

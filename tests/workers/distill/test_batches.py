@@ -111,6 +111,11 @@ def test_alpha_is_zero_where_only_a_label_exists() -> None:
 def test_refusals_are_named() -> None:
     with pytest.raises(MissingRowsError, match="no teacher cache was given"):
         BatchSource(TALKS, None, KD, Schedule(), 0)
+    everything = Rows(without=[t.entry for t in TALKS]).know(TALKS)
+    with pytest.raises(MissingRowsError, match="none of the 13 conversations"):
+        BatchSource(TALKS, everything, KD, Schedule(), 0)
+    some = Rows(without=[TALKS[2].entry]).know(TALKS)
+    assert BatchSource(TALKS, some, KD, Schedule(), 0).missing_entries == 1
     with pytest.raises(RowCountError, match="Capture it again"):
         Collator(Rows(short=True).know(TALKS), KD)(TALKS[:1])
     with pytest.raises(TemperatureError, match="captured at T = 1, 2"):

@@ -178,7 +178,7 @@ def test_the_writer_refuses_a_wrong_row_count_and_leaves_nothing(tmp_path: Path)
 
 
 def test_every_flipped_byte_is_found(tmp_path: Path) -> None:
-    written = write(tmp_path, make_rows(6), make_rows(3, seed=4))
+    written = write(tmp_path, make_rows(2, k=4), make_rows(1, k=4, seed=4))
     whole = written.path.read_bytes()
     for place in range(len(whole)):
         damaged = bytearray(whole)
