@@ -119,6 +119,12 @@ def test_static_files_that_templates_name_exist() -> None:
     assert vendored <= {f"vendor/{target}" for target in FILES.values()} | {"vendor/icons.css"}
 
 
+def test_conventions_name_every_macro() -> None:
+    inventory = (ROOT / "docs" / "conventions.md").read_text().partition("## Macro kit")[2]
+    words = set(re.findall(r"`(\w+)", inventory))
+    assert set(vars(environment().globals["ui"])) <= words
+
+
 def test_icons_exist() -> None:
     folder = ROOT / "node_modules" / ICONS
     assert folder.is_dir(), "run `npm ci --ignore-scripts`"
