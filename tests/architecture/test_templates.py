@@ -46,6 +46,10 @@ def _tag_problems(name: str, attributes: str, source: str) -> list[str]:
         found.append("has no type")
     if name == "img" and "alt=" not in attributes:
         found.append("has no alt")
+    if name == "div" and re.search(r'class="tw\b', attributes) and "tabindex=" not in attributes:
+        found.append(
+            "scrolls sideways but cannot take the focus: tabindex, role=region, aria-label"
+        )
     if name == "th" and "scope=" not in attributes:
         found.append("has no scope")
     if name in LABELLED and not _labelled(attributes, source):
@@ -97,6 +101,7 @@ def test_template_compiles(path: Path) -> None:
         ("{{ x | safe }}", "safe"),
         ("<th>x</th>", "no scope"),
         ('<img src="x">', "no alt"),
+        ('<div class="tw"><table>', "focus"),
         ('<form method="post">', "ui.csrf()"),
     ],
 )
