@@ -138,6 +138,19 @@ def principal_for_page(request: Request) -> Principal | None:
         return parts.authenticate(session, cookie=cookie, bearer=None)
 
 
+def still_signed_in(request: Request) -> Callable[[], bool]:
+    """Return a check for long answers: is who asked for it still let in? Opens its own session."""
+    parts = services(request)
+    bearer, cookie = bearer_of(request), request.cookies.get(cookie_name(parts.settings))
+
+    def check() -> bool:
+        with parts.sessions() as session:
+            found = parts.authenticate(session, cookie=None if bearer else cookie, bearer=bearer)
+        return found is not None
+
+    return check
+
+
 async def _csrf_token(request: Request) -> str:
     sent = request.headers.get(csrf.HEADER)
     if sent is not None:

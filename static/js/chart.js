@@ -34,7 +34,7 @@ class Chart {
   }
 
   options() {
-    const axis = { stroke: css("--muted"), grid: { stroke: css("--line") }, ticks: { stroke: css("--line") }, font: "11px system-ui" };
+    const axis = { stroke: css("--muted"), grid: { stroke: css("--line"), width: 1 }, ticks: { stroke: css("--line"), width: 1 }, font: "11px system-ui" };
     const log = this.root.hasAttribute("data-log");
     return {
       width: Math.max(this.plot.clientWidth, 240),

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 
 import pytest
+import structlog
 from fastapi import FastAPI
 from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
@@ -115,3 +116,15 @@ def first_account() -> Callable[[Session], str]:
         return service.make_first_account(session, link, data)
 
     return make
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _plain_logs() -> None:
+    """Log one line a record: structlog's default prints tracebacks with rich, seconds each."""
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.format_exc_info,
+            structlog.processors.KeyValueRenderer(),
+        ]
+    )

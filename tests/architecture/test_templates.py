@@ -46,6 +46,10 @@ def _tag_problems(name: str, attributes: str, source: str) -> list[str]:
         found.append("has no type")
     if name == "img" and "alt=" not in attributes:
         found.append("has no alt")
+    if name == "div" and re.search(r'class="tw\b', attributes) and "tabindex=" not in attributes:
+        found.append(
+            "scrolls sideways but cannot take the focus: tabindex, role=region, aria-label"
+        )
     if name == "th" and "scope=" not in attributes:
         found.append("has no scope")
     if name in LABELLED and not _labelled(attributes, source):
@@ -97,6 +101,7 @@ def test_template_compiles(path: Path) -> None:
         ("{{ x | safe }}", "safe"),
         ("<th>x</th>", "no scope"),
         ('<img src="x">', "no alt"),
+        ('<div class="tw"><table>', "focus"),
         ('<form method="post">', "ui.csrf()"),
     ],
 )
@@ -117,6 +122,12 @@ def test_static_files_that_templates_name_exist() -> None:
     assert ours
     assert [name for name in ours if not (STATIC / name).is_file()] == []
     assert vendored <= {f"vendor/{target}" for target in FILES.values()} | {"vendor/icons.css"}
+
+
+def test_conventions_name_every_macro() -> None:
+    inventory = (ROOT / "docs" / "conventions.md").read_text().partition("## Macro kit")[2]
+    words = set(re.findall(r"`(\w+)", inventory))
+    assert set(vars(environment().globals["ui"])) <= words
 
 
 def test_icons_exist() -> None:

@@ -5,6 +5,8 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
 
 import pytest
 import uvicorn
@@ -15,12 +17,15 @@ from starlette.responses import HTMLResponse, Response
 from starlette.testclient import TestClient
 
 from app.accounts import service
+from app.datasets.queries import uploads_of
 from app.events.append import add_points, append
+from app.projects import service as projects
+from app.projects.schemas import ProjectCreate
 from app.web.deps import Services, open_to_all
 from app.web.nonce import CSP_NONCE
 from app.web.sse import event_stream
-from app.web.templating import Shell, environment
-from app.web.vendor import ROOT, install
+from app.web.templating import STATIC, TEMPLATES, Shell, environment
+from app.web.vendor import ROOT, icons_named, install
 from tests.app.conftest import PASSWORD
 
 ARGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
@@ -33,7 +38,9 @@ pytestmark = pytest.mark.browser
 PAGE = """{% extends "base.html" %}
 {% block scripts %}<link rel="stylesheet" href="{{ static('vendor/uplot.min.css') }}">
 <script nonce="{{ csp_nonce() }}" src="{{ static('vendor/uplot.min.js') }}" defer></script>
-<script nonce="{{ csp_nonce() }}" src="{{ static('js/chart.js') }}" type="module"></script>{% endblock %}
+<script nonce="{{ csp_nonce() }}" src="{{ static('js/chart.js') }}" type="module"></script>
+<script nonce="{{ csp_nonce() }}" src="{{ static('vendor/tus.min.js') }}" defer></script>
+<script nonce="{{ csp_nonce() }}" src="{{ static('js/upload.js') }}" type="module"></script>{% endblock %}
 {% block main %}{{ ui.page_header("Probe", ("a page of the test",)) }}{{ ui.live_note() }}
 <button type="button" id="get" class="btn" hx-get="/probe/part" hx-target="#out">Get</button>
 <button type="button" id="post" class="btn" hx-post="/account/tokens" hx-vals='{"name": "x"}' hx-target="#out" hx-swap="textContent">Post</button>
@@ -43,6 +50,7 @@ PAGE = """{% extends "base.html" %}
 <div id="again" hx-get="/probe/part" hx-trigger="state from:#live" hx-target="#state">-</div><div id="state"></div>
 {{ ui.progress(0, 10, "Work", "steps", live=True) }}{{ ui.log([], live=True) }}
 {{ ui.chart("loss", "Loss", [{"name": "train/loss", "label": "Loss", "points": [[1, 2.0], [2, 1.5]]}], y="nats") }}
+{{ ui.uploader("/api/v1/projects/probe/uploads", {}, ".jsonl") }}
 <table class="t"><tbody data-rows>{% for i in range(3) %}<tr data-row><td><a href="#{{ i }}">row {{ i }}</a></td></tr>{% endfor %}</tbody></table>
 {% endblock %}"""
 
@@ -109,7 +117,10 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module", autouse=True)
 def _assets() -> None:
-    install()
+    """Installed by `make setup`; anew when a template names an icon that is not there."""
+    there = {path.stem for path in (STATIC / "vendor" / "icons").glob("*.svg")}
+    if not icons_named(TEMPLATES) <= there:
+        install()
 
 
 @pytest.fixture
@@ -293,3 +304,43 @@ def test_first_account_to_account_page_without_serious_findings(
     assert page.evaluate("document.documentElement.scrollWidth") == 360
     assert axe(page) == []
     assert json.dumps(problems) == "[]"
+
+
+def test_upload_goes_on_after_a_reload(
+    app: FastAPI,
+    served: str,
+    page: Page,
+    parts: Services,
+    signed_in: TestClient,
+    tmp_path: Path,
+) -> None:
+    Probe(app, "run:1")
+    with parts.sessions.begin() as session:
+        project = projects.create(session, ProjectCreate(name="probe"), owner_id=None)
+    assert project.slug == "probe"
+    for cookie in signed_in.cookies.jar:
+        page.context.add_cookies([{"name": cookie.name, "value": str(cookie.value), "url": served}])
+    asked: list[str] = []
+    page.on("request", lambda r: asked.append(r.method) if "/uploads" in r.url else None)
+    address = f"{served}/probe?token={signed_in.headers['X-CSRF-Token']}"
+    file = tmp_path / "calls.jsonl"
+    file.write_bytes(b'{"messages": []}\n' * 5000)
+    page.goto(address)
+    page.route(
+        "**/uploads/*", lambda r: r.abort() if r.request.method == "PATCH" else r.continue_()
+    )
+    page.set_input_files("#upload-files", file)
+    page.wait_for_timeout(300)
+    expect(page.locator("[data-files] li")).to_have_count(1)
+    page.click("[data-files] button")
+    expect(page.locator("[data-files]")).to_contain_text("Paused")
+    assert asked.count("POST") == 1
+    page.unroute("**/uploads/*")
+    page.goto(address)
+    page.set_input_files("#upload-files", file)
+    expect(page.locator("[data-files]")).to_contain_text("83.0 KiB, complete")
+    assert asked.count("POST") == 1, "the same upload went on"
+    with parts.sessions() as session:
+        (upload,) = uploads_of(session, project.id)
+    assert upload.filename == "calls.jsonl"
+    assert upload.sha256 == sha256(file.read_bytes()).hexdigest()
