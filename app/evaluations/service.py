@@ -65,16 +65,7 @@ def _ask(
 ) -> Job:
     key = set_key(session, spec)
     if checkpoint_id is not None:
-        known = session.scalar(
-            select(Job)
-            .join(Evaluation, Evaluation.job_id == Job.id)
-            .where(
-                Evaluation.project_id == run.project_id,
-                Evaluation.checkpoint_id == checkpoint_id,
-                Evaluation.set_key == key,
-                Evaluation.state != "failed",
-            )
-        )
+        known = _known_job(session, run.project_id, checkpoint_id, key)
         if known is not None:
             return known
     row = Evaluation(
@@ -115,6 +106,20 @@ def _ask(
     row.job_id = job.id
     session.flush()
     return job
+
+
+def _known_job(session: Session, project_id: int, checkpoint_id: int, key: str) -> Job | None:
+    """Return the job that evaluates a checkpoint on a set already, or did."""
+    return session.scalar(
+        select(Job)
+        .join(Evaluation, Evaluation.job_id == Job.id)
+        .where(
+            Evaluation.project_id == project_id,
+            Evaluation.checkpoint_id == checkpoint_id,
+            Evaluation.set_key == key,
+            Evaluation.state != "failed",
+        )
+    )
 
 
 def done(
