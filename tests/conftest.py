@@ -8,6 +8,7 @@ import pytest
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
+from app import metadata  # noqa: F401 - rows refer to tables of every domain
 from app.db.migrate import upgrade
 from app.db.session import make_engine
 from app.local.postgres import TEST_OPTIONS, Postgres

@@ -10,7 +10,7 @@ from app.specs.fingerprint import fingerprint
 Role = Literal["system", "user", "assistant", "tool"]
 Split = Literal["train", "validation", "test"]
 FormatName = str
-"""A name in the worker's registry of formats: a new format is one new file there."""
+"""The name of a module in `workers.ingest.formats`: a new format edits nothing else."""
 
 
 class ToolCall(Spec):

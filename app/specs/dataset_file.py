@@ -1,10 +1,10 @@
-"""One conversation as one row of a dataset file, and back."""
+"""One conversation as one row of a dataset file, and back: what writer and readers agree on."""
 
 import json
 from collections.abc import Mapping
 from typing import Any
 
-from app.specs.conversation import Conversation
+from app.specs.conversation import Conversation, Message
 
 COLUMNS = (
     "id",
@@ -19,6 +19,7 @@ COLUMNS = (
     "has_reference",
     "first_user",
 )
+"""Texts, but for the counts `n_messages` and `n_targets` and the truth value `has_reference`."""
 
 
 def _text(value: object) -> str:
@@ -26,7 +27,7 @@ def _text(value: object) -> str:
 
 
 def to_row(conversation: Conversation) -> dict[str, Any]:
-    """Give the row of `conversation`; nested values are canonical JSON text."""
+    """Return the row of a conversation; metadata, tools and messages are canonical JSON text."""
     messages = conversation.messages
     return {
         "id": conversation.id,
@@ -34,7 +35,7 @@ def to_row(conversation: Conversation) -> dict[str, Any]:
         "split": conversation.split,
         "source": conversation.source,
         "metadata": _text(conversation.metadata),
-        "tools": _text(list(conversation.tools)),
+        "tools": _text(conversation.tools),
         "messages": _text([m.model_dump(mode="json", exclude_defaults=True) for m in messages]),
         "n_messages": len(messages),
         "n_targets": sum(m.is_target for m in messages),
@@ -44,14 +45,12 @@ def to_row(conversation: Conversation) -> dict[str, Any]:
 
 
 def from_row(row: Mapping[str, Any]) -> Conversation:
-    """Rebuild the conversation of a row that `to_row` made."""
-    return Conversation.model_validate(
-        {
-            "messages": json.loads(row["messages"]),
-            "tools": json.loads(row["tools"]),
-            "metadata": json.loads(row["metadata"]),
-            "source": row["source"],
-            "group": row["group"],
-            "split": row["split"],
-        }
+    """Return the conversation of a row; columns beyond those it is made of are not needed."""
+    return Conversation(
+        messages=tuple(Message.model_validate(item) for item in json.loads(row["messages"])),
+        tools=tuple(json.loads(row["tools"])),
+        metadata=json.loads(row["metadata"]),
+        source=row["source"],
+        group=row["group"],
+        split=row["split"],
     )

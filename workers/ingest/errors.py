@@ -1,25 +1,29 @@
-"""Named failures of an import: the thing, the place, the mend."""
+"""Named failures of an import: the thing, the place, the mend. None is worth a retry."""
 
 
 class IngestError(Exception):
     """Base of every named failure of the importer; its text is shown to people as it is."""
 
 
-class UnknownFormat(IngestError):
-    """The records look like none of the formats; the text says what was seen."""
-
-
 class EmptyUpload(IngestError):
-    """There is no record in the files."""
+    """The files hold no record at all."""
 
 
-class BrokenCompression(IngestError):
-    """A compressed file cannot be unpacked."""
+class UnknownFormat(IngestError):
+    """The records look like no known format, or the format asked for does not exist."""
 
 
-class UnpackedTooLarge(IngestError):
-    """A compressed file unpacks to more than is allowed."""
+class MixedFormats(IngestError):
+    """Files of different formats were given to one import."""
+
+
+class DamagedArchive(IngestError):
+    """A compressed file from which nothing could be unpacked."""
+
+
+class DecompressionBomb(IngestError):
+    """A compressed file that unpacks to more than an honest log would."""
 
 
 class ImportStopped(IngestError):
-    """The import was asked to stop."""
+    """The import was asked to stop; nothing was written."""

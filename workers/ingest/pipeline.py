@@ -1,11 +1,13 @@
 """The two doors of the importer: look at an upload, and import it."""
 
+import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, Protocol
+from tempfile import TemporaryDirectory
 
 import orjson
 
@@ -16,218 +18,234 @@ from app.specs.conversation import (
     RecordPreview,
     Reject,
 )
-from app.specs.dataset_file import COLUMNS
-from workers.ingest import dataset_file
-from workers.ingest.canonical import canonical_json
-from workers.ingest.errors import EmptyUpload, ImportStopped, UnknownFormat
+from workers.ingest.callbacks import Progress, Quiet
+from workers.ingest.dataset_file import write_conversations
+from workers.ingest.errors import EmptyUpload, ImportStopped, MixedFormats, UnknownFormat
+from workers.ingest.facts import reference_at, scalars
 from workers.ingest.fold import Folder
-from workers.ingest.formats import detect, formats
-from workers.ingest.reading import read_records
+from workers.ingest.funnel import FunnelCounts
+from workers.ingest.jsontext import excerpt
+from workers.ingest.reading import Outcome, read_records, reject
+from workers.ingest.registry import MIN_SCORE, detect, format_named
 from workers.ingest.split import side
-from workers.ingest.values import Format, LoggedCall, RawRecord, Unusable
+from workers.ingest.unpacking import Limits
+from workers.ingest.values import Format, LoggedCall, Record, Unusable, quarantined
 
-SAMPLE, PREVIEWS, EVERY = 50, 5, 1000
-
-
-class Progress(Protocol):
-    """What the importer tells the world; the engine's callbacks fit."""
-
-    def progress(self, done: int, total: int, unit: str) -> None: ...
-
-    def log(self, text: str, level: str = "info") -> None: ...
-
-    def should_stop(self) -> bool: ...
+SAMPLE = 50
+PREVIEWS = 5
+_TICK = 0.1  # seconds between two words to the callbacks
+CONVERSATIONS_FILE = "conversations.parquet"
+REJECTS_FILE = "rejects.jsonl"
 
 
-def _records(paths: Sequence[Path], names: Sequence[str]) -> Iterator[tuple[str, RawRecord]]:
-    for path, name in zip(paths, names, strict=True):
-        for record in read_records(path, name):
-            yield name, record
-
-
-def _fields(value: object, at: str = "", depth: int = 6) -> dict[str, str]:
-    if isinstance(value, dict) and depth:
-        found: dict[str, str] = {}
-        for key, item in value.items():
-            found.update(_fields(item, f"{at}.{key}" if at else key, depth - 1))
-        return found
-    if isinstance(value, str | int | float | bool):
-        return {at: str(value)[:200]}
-    return {}
-
-
-def _reference(record: dict[str, Any], path: str) -> str | None:
-    value: Any = record.get(path)
-    if value is None:
-        value = record
-        for key in path.split("."):
-            value = value.get(key) if isinstance(value, dict) else None
-    if value is None or (isinstance(value, str) and not value.strip()):
-        return None
-    return value if isinstance(value, str) else canonical_json(value)
-
-
-def _understand(
-    kind: Format, raw: RawRecord, name: str, reference_path: str | None = None
+def understand(
+    form: Format, outcome: Outcome, reference_path: str | None = None
 ) -> LoggedCall | Reject:
-    excerpt = raw.raw[:200]
-    if raw.value is None:
-        how = "skipped" if raw.skipped else "quarantined"
-        return Reject.model_validate(
-            {"line": raw.line, "reason": raw.reason, "kind": how, "excerpt": excerpt}
-        )
+    """Read one record in a format; whatever is wrong with it, the answer is a Reject."""
+    if isinstance(outcome, Reject):
+        return outcome
     try:
-        call = kind.parse(raw.value, raw.line)
-        reference = _reference(raw.value, reference_path) if reference_path else None
-        return replace(call, source=f"{name}:{raw.line}", reference=reference)
+        call = form.parse(outcome)
+        if reference_path:
+            call = replace(call, reference=reference_at(outcome.value, reference_path))
     except Unusable as verdict:
-        how, reason, detail = (
-            "skipped" if verdict.skipped else "quarantined",
-            verdict.reason,
-            verdict.detail,
-        )
-    except (TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
-        how, reason, detail = "quarantined", "shape_broken", str(error)[:200]
-    values = {"line": raw.line, "reason": reason, "kind": how, "detail": detail}
-    return Reject.model_validate({**values, "excerpt": excerpt})
+        return reject(outcome.line, verdict, outcome.raw)
+    except (TypeError, ValueError, KeyError, AttributeError, IndexError, RecursionError) as error:
+        # A shape nobody foresaw costs its own record, never the import.
+        surprise = quarantined("unexpected_shape", f"{type(error).__name__}: {error}")
+        return reject(outcome.line, surprise, outcome.raw)
+    return call
 
 
-def _preview(kind: Format, raw: RawRecord, name: str) -> RecordPreview:
-    result = _understand(kind, raw, name)
-    fields = _fields(raw.value)
+def _sample(path: Path, name: str) -> list[Outcome]:
+    return list(islice(read_records(path, name), SAMPLE))
+
+
+def _detect(sample: Sequence[Outcome], name: str) -> tuple[Format, str]:
+    return detect([item.value for item in sample if isinstance(item, Record)], name)
+
+
+def _choose(wanted: str, paths: Sequence[Path], names: Sequence[str]) -> Format:
+    """Return the format of all files: the one asked for, or the one their first records show."""
+    if wanted != "auto":
+        return format_named(wanted)
+    chosen: tuple[Format, str] | None = None
+    for path, name in zip(paths, names, strict=True):
+        sample = _sample(path, name)
+        if not sample:
+            continue
+        values = [item.value for item in sample if isinstance(item, Record)]
+        if chosen is None:
+            chosen = _detect(sample, name)[0], name
+        elif chosen[0].sniff(values).score < MIN_SCORE:
+            found = _detect(sample, name)[0]
+            raise MixedFormats(
+                f"{name} is {found.name}, {chosen[1]} is {chosen[0].name}. Import them apart."
+            )
+    if chosen is None:
+        raise _empty(names)
+    return chosen[0]
+
+
+def _empty(names: Sequence[str]) -> EmptyUpload:
+    return EmptyUpload(f"{', '.join(names) or 'The upload'} holds no record. Upload a log file.")
+
+
+def _preview(form: Format | None, outcome: Outcome) -> RecordPreview:
+    if isinstance(outcome, Reject):
+        return RecordPreview(line=outcome.line, raw=outcome.excerpt, reject=outcome)
+    shown = RecordPreview(
+        line=outcome.line, raw=excerpt(outcome.raw), fields=scalars(outcome.value)
+    )
+    if form is None:
+        return shown
+    result = understand(form, outcome)
     if isinstance(result, Reject):
-        return RecordPreview(line=raw.line, raw=raw.raw, reject=result, fields=fields)
-    folder = Folder()
-    folder.add(result)
-    conversation = folder.conversations()[0]
-    return RecordPreview(line=raw.line, raw=raw.raw, conversation=conversation, fields=fields)
+        return shown.model_copy(update={"reject": result})
+    with TemporaryDirectory() as folder, closing(Folder(Path(folder))) as folder_of_one:
+        folder_of_one.add(result)
+        conversation = next(folder_of_one.conversations())
+    return shown.model_copy(update={"conversation": conversation})
 
 
-def inspect(paths: Sequence[Path], names: Sequence[str]) -> InspectReport:
-    """Say what the first 50 records look like; raise EmptyUpload when there is none."""
-    sample = list(islice(_records(paths, names), SAMPLE))
-    if not any(raw.raw for _, raw in sample):
-        raise EmptyUpload("The upload holds no record. Choose a file with at least one.")
-    values = [raw.value for _, raw in sample if raw.value is not None]
+def _previewed(sample: Sequence[Outcome]) -> list[Outcome]:
+    """Choose the first records that parsed, then rejects if there are too few of them."""
+    records = [item for item in sample if isinstance(item, Record)][:PREVIEWS]
+    rejects = [item for item in sample if isinstance(item, Reject)]
+    return sorted([*records, *rejects[: PREVIEWS - len(records)]], key=lambda item: item.line)
+
+
+def inspect(paths: Sequence[Path], names: Sequence[str] | None = None) -> InspectReport:
+    """Say what the first 50 records of the first file look like; nothing is stored.
+
+    `format` is None, with the reason, when no known format fits. Raises EmptyUpload,
+    DamagedArchive.
+    """
+    known = list(names) if names is not None else [path.name for path in paths]
+    sample: list[Outcome] = []
+    name = ""
+    for path, name in zip(paths, known, strict=True):
+        sample = _sample(path, name)
+        if sample:
+            break
+    if not sample:
+        raise _empty(known)
+    form: Format | None = None
     try:
-        kind, reason = detect(values)
+        form, reason = _detect(sample, name)
     except UnknownFormat as error:
-        shown = [
-            RecordPreview(line=r.line, raw=r.raw, fields=_fields(r.value))
-            for _, r in sample[:PREVIEWS]
-        ]
-        return InspectReport(
-            format=None, reason=str(error), records_seen=len(sample), previews=tuple(shown)
-        )
+        reason = str(error)
+    values = [item.value for item in sample if isinstance(item, Record)]
     models: Counter[str] = Counter()
-    for name, raw in sample:
-        result = _understand(kind, raw, name)
-        if isinstance(result, LoggedCall) and result.model:
-            models[result.model] += 1
-    candidates = dict.fromkeys(path for value in values for path in _fields(value))
+    if form is not None:
+        calls = [understand(form, item) for item in sample]
+        models.update(c.model for c in calls if isinstance(c, LoggedCall) and c.model)
     return InspectReport(
-        format=kind.NAME,
+        format=form.name if form is not None else None,
         reason=reason,
         records_seen=len(sample),
-        previews=tuple(_preview(kind, raw, name) for name, raw in sample[:PREVIEWS]),
-        reference_candidates=tuple(candidates),
+        previews=tuple(_preview(form, item) for item in _previewed(sample)),
+        reference_candidates=tuple(dict.fromkeys(key for v in values for key in scalars(v))),
         models=dict(models),
     )
 
 
-def _choose(name: str, paths: Sequence[Path], names: Sequence[str]) -> Format:
-    if name == "auto":
-        sample = [raw for _, raw in islice(_records(paths, names), SAMPLE)]
-        if not any(raw.raw for raw in sample):
-            raise EmptyUpload("The upload holds no record. Choose a file with at least one.")
-        return detect([raw.value for raw in sample if raw.value is not None])[0]
-    known = formats()
-    if name not in known:
-        raise UnknownFormat(f"No format {name}. Known formats: {', '.join(sorted(known))}.")
-    return known[name]
+class _Ticker:
+    """Passes progress on about ten times a second, and a request to stop as ImportStopped."""
+
+    def __init__(self, callbacks: Progress, total: int) -> None:
+        self._callbacks, self._total = callbacks, total
+        self._before = 0
+        self._next = 0.0
+
+    def next_file(self, size: int) -> None:
+        self._before += size
+
+    def __call__(self, position: int) -> None:
+        now = time.monotonic()
+        if now < self._next:
+            return
+        self._next = now + _TICK
+        self._callbacks.progress(self._before + position, self._total, "bytes")
+        self.check()
+
+    def check(self) -> None:
+        if self._callbacks.should_stop():
+            raise ImportStopped("The import was stopped. Nothing was kept; start it again.")
 
 
-class _Counts:
-    """The funnel while it fills."""
-
-    def __init__(self) -> None:
-        self.records = self.calls = self.duplicates = self.references = 0
-        self.rejected: dict[str, Counter[str]] = {"skipped": Counter(), "quarantined": Counter()}
-        self.flagged: Counter[str] = Counter()
-        self.models: Counter[str] = Counter()
-
-    def call(self, call: LoggedCall) -> None:
-        self.calls += 1
-        self.flagged.update(call.flags)
-        self.references += call.reference is not None
-        if call.model:
-            self.models[call.model] += 1
+def _outcomes(
+    paths: Sequence[Path], names: Sequence[str], ticker: _Ticker, limits: Limits | None
+) -> Iterator[Outcome]:
+    for path, name in zip(paths, names, strict=True):
+        yield from read_records(path, name, limits=limits, on_position=ticker)
+        ticker.next_file(path.stat().st_size)
 
 
 def _fill(
-    records: Iterator[tuple[str, RawRecord]],
-    understand: tuple[Format, str | None],
-    rejects: IO[bytes],
-    callbacks: Progress,
-) -> tuple[_Counts, Folder]:
-    counts, folder = _Counts(), Folder()
-    for name, raw in records:
-        counts.records += 1
-        if counts.records % EVERY == 0:
-            callbacks.progress(counts.records, 0, "records")
-            if callbacks.should_stop():
-                raise ImportStopped("The import was stopped. Start it again to import the file.")
-        result = _understand(understand[0], raw, name, understand[1])
-        if isinstance(result, Reject):
-            counts.rejected[result.kind][result.reason] += 1
-            rejects.write(orjson.dumps(result.model_dump(mode="json")) + b"\n")
-        elif folder.add(result):
-            counts.call(result)
-        else:
-            counts.duplicates += 1
-    return counts, folder
-
-
-def _split(items: list[Conversation], validation: float, test: float) -> list[Conversation]:
-    return [i.model_copy(update={"split": side(i.group, validation, test)}) for i in items]
+    outcomes: Iterator[Outcome],
+    understood: Callable[[Outcome], LoggedCall | Reject],
+    folder: Folder,
+    rejects: Path,
+) -> FunnelCounts:
+    counts = FunnelCounts()
+    with rejects.open("wb") as stream:
+        for outcome in outcomes:
+            result = understood(outcome)
+            if isinstance(result, Reject):
+                counts.reject(result)
+                stream.write(orjson.dumps(result.model_dump(mode="json")) + b"\n")
+            else:
+                counts.call(result, new=folder.add(result))
+    return counts
 
 
 def import_files(
     paths: Sequence[Path],
     *,
-    names: Sequence[str],
-    format: str = "auto",  # noqa: A002 - the word people and the API use
+    names: Sequence[str] | None = None,
+    format: str = "auto",  # noqa: A002 - the word of the API and the command line
     reference_path: str | None = None,
-    validation_share: float,
-    test_share: float,
+    validation_share: float = 0.1,
+    test_share: float = 0.2,
     out_dir: Path,
-    callbacks: Progress,
+    callbacks: Progress | None = None,
 ) -> ImportFunnel:
-    """Import uploads into `out_dir`: conversations.parquet and rejects.jsonl.
+    """Import files into `out_dir`: conversations.parquet and rejects.jsonl, both or neither.
 
-    Shares are fractions of the conversation groups. Raises an IngestError.
+    Shares are fractions of the conversation groups. The same files give the same bytes. Memory
+    holds one record and the fold's hashes (see Folder); `out_dir` needs room for the distinct
+    texts while it runs. Raises an IngestError.
     """
-    kind = _choose(format, paths, names)
+    known = list(names) if names is not None else [path.name for path in paths]
+    talk = callbacks or Quiet()
+    form = _choose(format, paths, known)
     out_dir.mkdir(parents=True, exist_ok=True)
-    with (out_dir / "rejects.jsonl").open("wb") as rejects:
-        counts, folder = _fill(_records(paths, names), (kind, reference_path), rejects, callbacks)
-    if not counts.records:
-        raise EmptyUpload("The upload holds no record. Choose a file with at least one.")
-    items = _split(folder.conversations(), validation_share, test_share)
-    dataset_file.write(out_dir / "conversations.parquet", items, COLUMNS)
-    callbacks.progress(counts.records, counts.records, "records")
-    return ImportFunnel(
-        format=kind.NAME,
-        records=counts.records,
-        calls=counts.calls,
-        duplicates=counts.duplicates,
-        skipped=dict(counts.rejected["skipped"]),
-        quarantined=dict(counts.rejected["quarantined"]),
-        folded=folder.folded,
-        conversations=len(items),
-        targets=sum(m.is_target for item in items for m in item.messages),
-        flagged=dict(counts.flagged),
-        references=counts.references,
-        models=dict(counts.models),
-        splits=dict(Counter(item.split for item in items)),
-    )
+    total = sum(path.stat().st_size for path in paths)
+    ticker = _Ticker(talk, total)
+    with TemporaryDirectory(dir=out_dir) as work, closing(Folder(Path(work))) as folder:
+        rejects, dataset = Path(work) / REJECTS_FILE, Path(work) / CONVERSATIONS_FILE
+        counts = _fill(
+            _outcomes(paths, known, ticker, None),
+            lambda outcome: understand(form, outcome, reference_path),
+            folder,
+            rejects,
+        )
+        if not counts.records:
+            raise _empty(known)
+        talk.log(f"read {counts.records} records as {form.name}; folding {counts.calls} calls")
+
+        def placed() -> Iterator[Conversation]:
+            for found in folder.conversations():
+                split = side(found.group, validation_share=validation_share, test_share=test_share)
+                conversation = found.model_copy(update={"split": split})
+                counts.conversation(conversation)
+                ticker.check()
+                yield conversation
+
+        write_conversations(dataset, placed())
+        funnel = counts.funnel(form.name, folder.folded)
+        rejects.replace(out_dir / REJECTS_FILE)
+        dataset.replace(out_dir / CONVERSATIONS_FILE)
+    talk.progress(total, total, "bytes")
+    return funnel

@@ -1,13 +1,17 @@
-"""A side for each group, by hash alone: a row never changes sides."""
+"""A side for each group of conversations, by its hash alone: a row never changes sides."""
 
-from hashlib import sha256
+from hashlib import blake2b
 
 from app.specs.conversation import Split
 
 
-def side(group: str, validation_share: float, test_share: float) -> Split:
-    """Give the split of `group`; shares are fractions of the groups."""
-    at = int.from_bytes(sha256(group.encode()).digest()[:8], "big") / 2**64
+def side(group: str, *, validation_share: float, test_share: float) -> Split:
+    """Return the split of a group; shares are fractions of all groups.
+
+    A larger share only adds groups to it: test grows from 0, validation from the top.
+    """
+    digest = blake2b(group.encode(), digest_size=8, person=b"split").digest()
+    at = int.from_bytes(digest) / 2**64
     if at < test_share:
         return "test"
-    return "validation" if at < test_share + validation_share else "train"
+    return "validation" if at >= 1 - validation_share else "train"

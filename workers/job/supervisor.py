@@ -14,6 +14,7 @@ import structlog
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
+from app import metadata  # noqa: F401 - a job row refers to tables of every domain
 from app.db.hooks import take_signals
 from app.db.session import transaction
 from app.errors import AppError

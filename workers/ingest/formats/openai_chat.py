@@ -1,123 +1,141 @@
-"""OpenAI chat request and response logs."""
+"""OpenAI chat request and response logs, in the wrappers that gateways give them."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from app.specs.conversation import Message
-from workers.ingest.formats import share
-from workers.ingest.messages import message_of, messages_of, tools_of, unpack
-from workers.ingest.values import LoggedCall, Unusable
+from workers.ingest.chat import message_of, messages_of, tools_of
+from workers.ingest.facts import facts_of
+from workers.ingest.jsontext import unpack
+from workers.ingest.streams import chunks_of_sse, join_chunks
+from workers.ingest.values import LoggedCall, Record, Sniff, quarantined, skipped
 
-NAME = "openai_chat"
 _WRAPPERS = (("request", "response"), ("input", "output"), ("request_body", "response_body"))
-_OK = 200
-_PINGS = {"ping", "health", "healthcheck", "health check", "are you alive?"}
+_STATUS = ("status", "status_code", "response_status", "http_status")
+_WELL = {"success", "succeeded", "ok", "completed", "200"}
+_CUT = {"length": "cut_answer", "max_tokens": "cut_answer", "content_filter": "content_filter"}
+_PINGS = {
+    "ping", "health", "health check", "healthcheck", "health-check", "heartbeat", "liveness probe",
+    "are you alive", "are you there",
+}  # fmt: skip
 
 
-def _pair(record: dict[str, Any]) -> tuple[Any, Any] | None:
-    for ask, reply in _WRAPPERS:
-        if ask in record:
-            return unpack(record[ask]), unpack(record.get(reply))
+def _pair(record: Mapping[str, Any]) -> tuple[Any, Any] | None:
+    """Return the request body and the response, unpacked; None when there is no request."""
+    for asked, answered in _WRAPPERS:
+        if asked in record and (asked != "input" or "output" in record):
+            body = unpack(record[asked])
+            if isinstance(body, list):
+                body = {"messages": body}
+            if isinstance(body, dict) and ("messages" in body or asked != "input"):
+                return body, unpack(record.get(answered))
+    if "messages" in record and ("response" in record or "choices" in record):
+        return record, unpack(record["response"]) if "response" in record else record
     return None
 
 
-def sniff(sample: list[dict[str, Any]]) -> tuple[float, str]:
-    pairs = [_pair(record) for record in sample]
-    fits = [p is not None and isinstance(p[0], dict) and "messages" in p[0] for p in pairs]
-    return share(sample, fits), f"{sum(fits)} of {len(sample)} records hold a chat request"
+def _check_status(record: Mapping[str, Any], response: Any) -> None:
+    if isinstance(response, dict) and response.get("error"):
+        raise skipped("error_response", response["error"])
+    for key in _STATUS:
+        status = record.get(key)
+        if isinstance(status, int | float) and not 200 <= status < 300:  # noqa: PLR2004 - HTTP
+            raise skipped("error_status", status)
+        if isinstance(status, str) and status.strip() and status.strip().lower() not in _WELL:
+            raise skipped("error_status", status)
 
 
-def _join_calls(calls: dict[int, dict[str, Any]], delta: dict[str, Any]) -> None:
-    for part in delta.get("tool_calls") or []:
-        if not isinstance(part, dict):
-            raise Unusable("stream_broken")
-        index = part.get("index", 0)
-        call = calls.setdefault(
-            index if isinstance(index, int) else 0, {"name": "", "arguments": ""}
-        )
-        call["id"] = part.get("id") or call.get("id")
-        function = part.get("function")
-        if isinstance(function, dict):
-            call["name"] += str(function.get("name") or "")
-            call["arguments"] += str(function.get("arguments") or "")
-
-
-def _join_chunks(chunks: list[Any]) -> dict[str, Any]:
-    """Put the answer of a stream together again."""
-    text, finish, model = "", None, None
-    calls: dict[int, dict[str, Any]] = {}
-    for chunk in chunks:
-        choices = chunk.get("choices") if isinstance(chunk, dict) else None
-        if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-            continue
-        model = chunk.get("model") or model
-        finish = choices[0].get("finish_reason") or finish
-        delta = choices[0].get("delta")
-        if isinstance(delta, dict):
-            text += str(delta.get("content") or "")
-            _join_calls(calls, delta)
-    ordered = [calls[index] for index in sorted(calls)]
-    message = {"role": "assistant", "content": text, "tool_calls": ordered}
-    return {"model": model, "choices": [{"message": message, "finish_reason": finish}]}
-
-
-def _answer(response: Any, flags: set[str]) -> tuple[Message, str | None]:
+def _completion(response: Any) -> dict[str, Any]:
+    """Return the response as a chat.completion, whatever way it was logged."""
     if response is None:
-        raise Unusable("response_null")
+        raise skipped("response_null")
+    if isinstance(response, str):
+        response = chunks_of_sse(response) or response
     if isinstance(response, list):
-        response = _join_chunks(response)
+        if len(response) == 1 and isinstance(response[0], dict) and "role" in response[0]:
+            response = response[0]
+        else:
+            response = join_chunks(response)
     if not isinstance(response, dict):
-        raise Unusable("response_broken")
-    if response.get("error"):
-        raise Unusable("response_error", str(response["error"])[:200], skipped=True)
+        raise quarantined("response_broken", f"a response that is a {type(response).__name__}")
     if "choices" not in response and response.get("role") == "assistant":
-        response = {"choices": [{"message": response}]}
-    choices = unpack(response.get("choices"))
-    if not isinstance(choices, list) or not choices:
-        raise Unusable("choices_empty")
-    raw = choices[0].get("message") if isinstance(choices[0], dict) else None
+        return {"choices": [{"message": response}]}
+    return response
+
+
+def _answer(choice: Any, model: str | None) -> Message:
+    """Return the message of a choice; its `flags` say why it is no target."""
+    raw = unpack(choice.get("message")) if isinstance(choice, dict) else None
     if not isinstance(raw, dict):
-        raise Unusable("answer_empty")
-    answer = message_of({**raw, "role": "assistant"}, flags)
-    if not answer.content.strip() and not answer.tool_calls:
-        raise Unusable("answer_empty")
-    finish = choices[0].get("finish_reason")
-    if finish in ("length", "content_filter"):
-        flags.add("cut_answer" if finish == "length" else "content_filter")
-    model = response.get("model")
-    changed = {"finish_reason": str(finish) if finish else None}
-    return answer.model_copy(update=changed), str(model) if model else None
+        raise skipped("answer_empty", "a choice without a message")
+    flags: set[str] = set()
+    message = message_of(raw, flags, role="assistant")
+    if not message.content.strip() and not message.tool_calls:
+        raise skipped("answer_empty")
+    finish = choice.get("finish_reason")
+    if finish in _CUT:
+        flags.add(_CUT[finish])
+    changed = {
+        "finish_reason": str(finish) if finish else None,
+        "model": model,
+        "flags": tuple(sorted(flags)),
+    }
+    return message.model_copy(update=changed)
 
 
-def _check_status(record: dict[str, Any]) -> None:
-    status = record.get("status", record.get("response_status", record.get("status_code", _OK)))
-    if isinstance(status, int) and status != _OK:
-        raise Unusable(f"http_{status}", skipped=True)
+def _answers(completion: Mapping[str, Any], model: str | None) -> list[Message]:
+    choices = unpack(completion.get("choices"))
+    if not isinstance(choices, list):
+        raise skipped("choices_missing")
+    if not choices:
+        raise skipped("choices_empty")
+    return [_answer(choice, model) for choice in choices]
 
 
-def parse(record: dict[str, Any], line: int) -> LoggedCall:
-    _check_status(record)
-    pair = _pair(record)
-    if pair is None or not isinstance(pair[0], dict):
-        raise Unusable("request_missing")
-    body, flags = pair[0], set[str]()
-    request = messages_of(body.get("messages"), flags)
-    answer, model = _answer(pair[1], flags)
-    said = [m.content.strip().lower() for m in request if m.role == "user"]
-    if len(said) == 1 and said[0] in _PINGS:
-        flags.add("health_check")
-    model = model or (str(body["model"]) if body.get("model") else None)
-    meta = record.get("metadata")
-    metadata = {k: str(v) for k, v in meta.items()} if isinstance(meta, dict) else {}
-    when = record.get("timestamp")
-    return LoggedCall(
-        request=request,
-        answer=answer.model_copy(update={"model": model}),
-        tools=tools_of(body),
-        model=model,
-        metadata=metadata,
-        flags=tuple(sorted(flags)),
-        line=line,
-        session=str(record["session_id"]) if record.get("session_id") else None,
-        user=str(body["user"]) if body.get("user") else None,
-        timestamp=str(when) if when is not None else None,
-    )
+def _is_health_check(messages: tuple[Message, ...]) -> bool:
+    said = [m.content.strip().strip(".?! ").lower() for m in messages if m.role == "user"]
+    return len(said) == 1 and said[0] in _PINGS
+
+
+class OpenAiChat:
+    """`{"request": {…}, "response": {…}}` and its kin: input/output, *_body, the flywheel's."""
+
+    name = "openai_chat"
+
+    def sniff(self, sample: Sequence[Mapping[str, Any]]) -> Sniff:
+        pairs = [_pair(record) for record in sample]
+        fits = sum(pair is not None and "messages" in pair[0] for pair in pairs)
+        reason = f"{fits} of the first {len(sample)} records hold a chat request and its response"
+        return Sniff(fits / max(len(sample), 1), reason)
+
+    def parse(self, record: Record) -> LoggedCall:
+        pair = _pair(record.value)
+        if pair is None:
+            raise quarantined("no_request", "neither request/response nor input/output")
+        body, response = pair
+        _check_status(record.value, response)
+        if not isinstance(body, dict):
+            raise quarantined("request_broken", f"a request that is a {type(body).__name__}")
+        completion = _completion(response)
+        _check_status({}, completion)
+        flags: set[str] = set()
+        messages = messages_of(body.get("messages"), flags)
+        named = completion.get("model") or body.get("model") or record.value.get("model")
+        model = named if isinstance(named, str) else None
+        answer, *others = _answers(completion, model)
+        if _is_health_check(messages):
+            flags.add("health_check")
+        return LoggedCall(
+            messages=messages,
+            answer=answer,
+            other_answers=tuple(others),
+            tools=tools_of(body),
+            model=model,
+            flags=tuple(sorted(flags | set(answer.flags))),
+            line=record.line,
+            place=record.place,
+            **facts_of(record.value, body),
+        )
+
+
+FORMAT = OpenAiChat()

@@ -1,55 +1,80 @@
-"""Prompt and completion pairs, as CSV or JSON lines."""
+"""Prompt and completion pairs: CSV with a header, or JSON lines."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from app.specs.conversation import Message
-from workers.ingest.formats import share
-from workers.ingest.values import LoggedCall, Unusable
+from workers.ingest.chat import TRUNCATION_MARKS
+from workers.ingest.facts import facts_of
+from workers.ingest.values import LoggedCall, Record, Sniff, quarantined
 
-NAME = "prompt_completion"
-_PROMPTS = ("prompt", "question", "input", "query", "instruction", "user", "request")
-_ANSWERS = ("completion", "answer", "output", "response", "assistant", "reply", "target")
-_NULLS = {"null", "none", "nan", "n/a", "na", "\\n", "undefined"}
-
-
-def _pick(record: dict[str, Any], names: tuple[str, ...]) -> str | None:
-    lowered = {key.strip().lower(): key for key in record}
-    return next((lowered[name] for name in names if name in lowered), None)
+_PAIRS = (("prompt", "completion"), ("question", "answer"), ("input", "output"))
+_SYSTEM = ("system", "system_prompt")
+_NULL_WORDS = {"null", "none", "nan", "n/a", "na", "\\n", "undefined", "nil"}
 
 
-def _is_text(value: object) -> bool:
-    return value is None or isinstance(value, str)
+def _columns(record: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Return the names, as the record spells them, of its prompt and its completion."""
+    spelled = {str(key).strip().lower(): str(key) for key in record}
+    for asked, answered in _PAIRS:
+        if asked in spelled and answered in spelled:
+            return spelled[asked], spelled[answered]
+    return None
 
 
-def sniff(sample: list[dict[str, Any]]) -> tuple[float, str]:
-    fits = []
-    for record in sample:
-        ask, reply = _pick(record, _PROMPTS), _pick(record, _ANSWERS)
-        both = ask is not None and reply is not None
-        fits.append(both and _is_text(record[str(ask)]) and _is_text(record[str(reply)]))
-    return share(sample, fits) * 0.9, f"{sum(fits)} of {len(sample)} records hold a pair of texts"
+def _fits(record: Mapping[str, Any]) -> bool:
+    found = _columns(record)
+    return found is not None and all(isinstance(record[key], str | None) for key in found)
 
 
-def _text(record: dict[str, Any], names: tuple[str, ...], what: str) -> str:
-    key = _pick(record, names)
-    value = record[key] if key is not None else None
-    if value is None or not str(value).strip():
-        raise Unusable(f"{what}_empty")
-    if str(value).strip().lower() in _NULLS:
-        raise Unusable(f"{what}_null_word", str(value)[:40])
-    return str(value)
+def _text(value: Any, what: str) -> str:
+    if value is None:
+        raise quarantined(f"{what}_null")
+    if not isinstance(value, str):
+        raise quarantined(f"{what}_broken", f"a {what} that is a {type(value).__name__}")
+    word = value.strip()
+    if not word:
+        raise quarantined(f"{what}_empty")
+    if word.lower() in _NULL_WORDS:
+        raise quarantined(f"{what}_null_word", word)
+    for mark in TRUNCATION_MARKS:
+        if mark in value:
+            raise quarantined("truncated_by_logger", f"{mark}: export the log uncut")
+    return value
 
 
-def parse(record: dict[str, Any], line: int) -> LoggedCall:
-    ask, reply = _text(record, _PROMPTS, "prompt"), _text(record, _ANSWERS, "completion")
-    system = _pick(record, ("system", "system_prompt"))
-    request = [Message(role="user", content=ask)]
-    if system is not None and record[system]:
-        request.insert(0, Message(role="system", content=str(record[system])))
-    model = str(record["model"]) if record.get("model") else None
-    return LoggedCall(
-        request=tuple(request),
-        answer=Message(role="assistant", content=reply, model=model),
-        model=model,
-        line=line,
-    )
+class PromptCompletion:
+    """Pairs under prompt/completion, question/answer or input/output, in any spelling of case."""
+
+    name = "prompt_completion"
+
+    def sniff(self, sample: Sequence[Mapping[str, Any]]) -> Sniff:
+        fits = sum(map(_fits, sample))
+        # A chat log in input/output wrappers fits here by its names alone: it must win.
+        reason = f"{fits} of the first {len(sample)} records are a prompt and its completion"
+        return Sniff(0.9 * fits / max(len(sample), 1), reason)
+
+    def parse(self, record: Record) -> LoggedCall:
+        found = _columns(record.value)
+        if found is None:
+            raise quarantined("no_prompt", "no prompt and completion side by side")
+        prompt = _text(record.value[found[0]], "prompt")
+        completion = _text(record.value[found[1]], "completion")
+        messages = [Message(role="user", content=prompt)]
+        spelled = {str(key).strip().lower(): key for key in record.value}
+        system = next((record.value[spelled[key]] for key in _SYSTEM if key in spelled), None)
+        if isinstance(system, str) and system.strip():
+            messages.insert(0, Message(role="system", content=system))
+        model = record.value.get(spelled.get("model", "model"))
+        model = model if isinstance(model, str) and model.strip() else None
+        return LoggedCall(
+            messages=tuple(messages),
+            answer=Message(role="assistant", content=completion, model=model),
+            model=model,
+            line=record.line,
+            place=record.place,
+            **facts_of(record.value),
+        )
+
+
+FORMAT = PromptCompletion()

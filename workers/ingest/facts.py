@@ -1,0 +1,88 @@
+"""What a record tells beside its messages: session, user, time, tags, and the reference."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from workers.ingest.jsontext import canonical, unpack
+
+_SESSIONS = ("session_id", "sessionId", "conversation_id", "conversationId", "thread_id", "session")
+_USERS = ("user_id", "userId", "user", "end_user")
+_TIMES = ("timestamp", "created_at", "start_time", "startTime", "time", "ts")
+_SECRET = re.compile(r"key|token|secret|passw|auth|cookie|(^|_)ip(_|$)|email", re.IGNORECASE)
+_MAX_TAGS, _MAX_TAG = 16, 200
+
+
+def scalar(value: Any) -> str | None:
+    """Return a text, number or truth value as text; None for anything else or blank."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str | int | float):
+        return str(value).strip() or None
+    return None
+
+
+def first(names: tuple[str, ...], *places: Any) -> str | None:
+    """Return the first of `names` that any of the mappings holds as a scalar."""
+    for place in places:
+        if isinstance(place, dict):
+            for name in names:
+                if (value := scalar(place.get(name))) is not None:
+                    return value
+    return None
+
+
+def facts_of(record: Mapping[str, Any], body: Any = None) -> dict[str, Any]:
+    """Return the `metadata`, `session`, `user` and `timestamp` of a LoggedCall.
+
+    Tags are the scalars of the record's `metadata`; names that smell of a secret are left out.
+    """
+    tags = unpack(record.get("metadata"))
+    inner = unpack(body.get("metadata")) if isinstance(body, dict) else None
+    session = first(_SESSIONS, record, tags, inner, body)
+    user = first(_USERS, record, tags, body)
+    when = first(_TIMES, record)
+    metadata = {"session": session, "user": user, "timestamp": when}
+    for place in (inner, tags):
+        if isinstance(place, dict):
+            for key in list(place)[:_MAX_TAGS]:
+                if not _SECRET.search(key) and key not in metadata:
+                    metadata[key] = scalar(place[key])
+    kept = {key: value[:_MAX_TAG] for key, value in metadata.items() if value is not None}
+    return {"metadata": kept, "session": session, "user": user, "timestamp": when}
+
+
+def at_path(record: Mapping[str, Any], path: str) -> Any:
+    """Return the value at a dotted path (or under a key spelled like it), None where it is not."""
+    if path in record:
+        return record[path]
+    value: Any = record
+    for key in path.split("."):
+        value = unpack(value)
+        if isinstance(value, dict):
+            value = value.get(key)
+        elif isinstance(value, list) and key.isdigit() and int(key) < len(value):
+            value = value[int(key)]
+        else:
+            return None
+    return value
+
+
+def reference_at(record: Mapping[str, Any], path: str) -> str | None:
+    """Return the ground truth at `path` as text: a text as it is, else canonical JSON."""
+    value = at_path(record, path)
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None
+    return value if isinstance(value, str) else canonical(value)
+
+
+def scalars(value: Any, at: str = "", depth: int = 6) -> dict[str, str]:
+    """Return every scalar of a record by its dotted path: what a reference may be taken from."""
+    value = unpack(value) if depth < 6 else value  # noqa: PLR2004 - the record itself is a mapping
+    if isinstance(value, dict) and depth:
+        found: dict[str, str] = {}
+        for key, item in value.items():
+            found.update(scalars(item, f"{at}.{key}" if at else key, depth - 1))
+        return found
+    text = scalar(value)
+    return {at: text[:_MAX_TAG]} if text is not None else {}
