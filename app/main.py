@@ -17,6 +17,7 @@ from app.accounts import api as accounts_api
 from app.accounts import routes as accounts_routes
 from app.accounts import service as accounts
 from app.checkpoints import api as checkpoints_api
+from app.checkpoints import routes as checkpoints_routes
 from app.datasets import api as datasets_api
 from app.jobs.nudge import Broker
 from app.projects import api as projects_api
@@ -35,6 +36,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     accounts_api.router,
     projects_routes.router,
     projects_api.router,
+    checkpoints_routes.router,
     checkpoints_api.router,
     datasets_api.router,
 )

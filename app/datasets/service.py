@@ -281,3 +281,16 @@ def other_models(funnel: ImportFunnel, teacher_name: str | None) -> list[str]:
 
 def hash_upload(settings: Settings, key: str) -> str:
     return file_sha256(upload_path(settings, key))
+
+
+def fill_upload(session: Session, upload_id: int, made: Path, settings: Settings) -> None:
+    """Give a generated upload its content, and ask for a look at its first records."""
+    upload = session.get(Upload, upload_id)
+    if upload is None:
+        raise NotFound("The upload for the answers was removed.")
+    target = upload_path(settings, upload.key)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    made.replace(target)
+    target.chmod(0o600)
+    upload.size = target.stat().st_size
+    finish_upload(session, upload_id, sha256=hash_upload(settings, upload.key), owner="generated")

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from app.metrics.registry import METRICS
+from app.metrics.registry import DECIDING, METRICS
 from app.metrics.statistics import (
     ClusterSums,
     Estimate,
@@ -196,13 +196,11 @@ def compare(
 ) -> Comparison:
     """Compare each run with the teacher and with the baseline, on every metric.
 
-    `tolerance` is in the unit shown (points for percentages). Raises ValueError for an unknown
-    metric or a baseline that is not among the comparable rows.
+    `tolerance` is in the unit shown (points for percentages). Raises ValueError for a metric that
+    cannot decide or a baseline that is not among the comparable rows.
     """
-    if deciding_metric not in METRICS:
-        raise ValueError(
-            f"there is no metric {deciding_metric}; choose one of {', '.join(METRICS)}"
-        )
+    if deciding_metric not in DECIDING:
+        raise ValueError(f"{deciding_metric} cannot decide; choose one of {', '.join(DECIDING)}")
     kept, warnings = _comparable(rows)
     teacher = next((r for r in kept if r.role == "teacher"), None)
     base = _default_baseline(kept)

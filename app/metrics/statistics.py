@@ -131,11 +131,22 @@ def level(a: ClusterSums, *, proportion: bool, confidence: float = 0.95) -> Esti
     if proportion and error < 1e-12:  # noqa: PLR2004 - rounding of a zero variance
         low, high = clopper_pearson(value * groups, groups, confidence)
         return Estimate(value, min(low, value), max(high, value))
-    half = t_quantile(confidence, groups - 1) * error
-    low, high = value - half, value + half
-    return (
-        Estimate(value, max(low, 0.0), min(high, 1.0)) if proportion else Estimate(value, low, high)
-    )
+    t = t_quantile(confidence, groups - 1)
+    if proportion and 0 < value < 1:
+        return _wilson(value, error, t)
+    return Estimate(value, value - t * error, value + t * error)
+
+
+def _wilson(value: float, error: float, t: float) -> Estimate:
+    """Return the score interval of a share whose clustered standard error is known.
+
+    Wilson (1927) with the effective number n = p(1 − p) / error²: a symmetric interval covers too
+    little near 0 and 1 (87.9 % for p = .95 at n = 100; this one 96 %).
+    """
+    n = value * (1 - value) / error**2
+    middle = (value + t**2 / (2 * n)) / (1 + t**2 / n)
+    half = t / (1 + t**2 / n) * math.sqrt(value * (1 - value) / n + t**2 / (4 * n**2))
+    return Estimate(value, middle - half, middle + half)
 
 
 def paired_difference(

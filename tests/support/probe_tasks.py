@@ -61,7 +61,9 @@ class ProbeTask:
                 return {"stopped_at": step}
         return {"stopped_at": None, "started_from": start}
 
-    def publish(self, session: Session, held: Claim, payload: dict[str, Any]) -> None: ...
+    def publish(
+        self, session: Session, held: Claim, payload: dict[str, Any], settings: Settings
+    ) -> None: ...
 
     def apply(
         self, session: Session, held: Claim, result: dict[str, Any], settings: Settings

@@ -90,7 +90,7 @@ class JobHand:
         self.sup = supervisor
         self.held = held
         self.task = supervisor.task_of(held.kind)
-        self.rows = EventRows(held, self.task.publish)
+        self.rows = EventRows(held, self._publish)
         self.workdir = supervisor.settings.work.absolute() / str(held.fence)
         self.outcome: ResultEvent | ErrorEvent | None = None
         self.cancel_mode: str | None = None
@@ -98,6 +98,9 @@ class JobHand:
         self.spool: list[Spec] = []
         self.started = False
         self.database_lost_at: float | None = None
+
+    def _publish(self, session: Session, held: Claim, payload: dict[str, Any]) -> None:
+        self.task.publish(session, held, payload, self.sup.settings)
 
     def carry_out(self) -> None:
         self.workdir.mkdir(parents=True, exist_ok=True)

@@ -45,7 +45,9 @@ class Task(Protocol):
     def run(self, inputs: Any, context: BodyContext) -> dict[str, Any]:
         """Compute in the child; write files into `context.workdir` only."""
 
-    def publish(self, session: Session, held: Claim, payload: dict[str, Any]) -> None:
+    def publish(
+        self, session: Session, held: Claim, payload: dict[str, Any], settings: Settings
+    ) -> None:
         """Write one finished part, inside a fenced transaction."""
 
     def apply(

@@ -29,6 +29,7 @@ from workers.distill.rendering import Renderer
 from workers.distill.students.prune import prune
 from workers.distill.tokenizers import load_tokenizer
 from workers.job.task import BodyContext, Inputs, Task
+from workers.tasks.sets import NoParts
 
 
 class RegisterInputs(Inputs):
@@ -43,12 +44,8 @@ class PruneInputs(Inputs):
     prune: PruneSpec
 
 
-class _FillsCheckpoint:
+class _FillsCheckpoint(NoParts):
     """What both jobs share: the result is a folder that becomes a blob, and a card."""
-
-    def publish(self, session: Session, held: Claim, payload: dict[str, Any]) -> None:
-        """Take no parts: these jobs have none."""
-        del session, held, payload
 
     def apply(
         self, session: Session, held: Claim, result: dict[str, Any], settings: Settings

@@ -18,6 +18,7 @@ from app.specs.jobs import FreezeJob, ImportJob, InspectJob, JobKind
 from app.storage.blobs import LocalBlobs
 from workers.ingest.pipeline import import_files, inspect
 from workers.job.task import BodyContext, Inputs, Task
+from workers.tasks.sets import NoParts
 
 
 class FilesInputs(Inputs):
@@ -36,13 +37,7 @@ class FreezeInputs(Inputs):
     path: str
 
 
-class _NoParts:
-    def publish(self, session: Session, held: Claim, payload: dict[str, Any]) -> None:
-        """Take no parts: these jobs have none."""
-        del session, held, payload
-
-
-class InspectTask(_NoParts):
+class InspectTask(NoParts):
     kind = JobKind.INSPECT
     inputs: type[Inputs] = FilesInputs
 
@@ -70,7 +65,7 @@ class InspectTask(_NoParts):
         service.inspect_failed(session, upload_id, message)
 
 
-class ImportTask(_NoParts):
+class ImportTask(NoParts):
     kind = JobKind.IMPORT
     inputs: type[Inputs] = ImportInputs
 
@@ -123,7 +118,7 @@ def _uploads(session: Session, job: ImportJob) -> list[Upload]:
     return [upload for upload in found if upload is not None]
 
 
-class FreezeTask(_NoParts):
+class FreezeTask(NoParts):
     kind = JobKind.FREEZE
     inputs: type[Inputs] = FreezeInputs
 

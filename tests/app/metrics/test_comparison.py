@@ -84,7 +84,7 @@ def test_comparison_json_and_words() -> None:
     assert "kd is within 2 points of teacher on Exact match: −0.5" in c.sentence
     assert c.sentence.endswith("this checkpoint; another seed may differ.")
     table = comparison_table(c)
-    assert table.rows[1][2] == "94.5 (91.3 … 97.7) n 200"
+    assert table.rows[1][2] == "94.5 (90.4 … 96.9) n 200"
     assert to_markdown(table).count("\n") == 5
     csv_lines = to_csv(figures_table(c)).splitlines()
     assert csv_lines[0] == "name,role,metric,value,low,high,n,excluded"
@@ -101,7 +101,7 @@ def test_what_cannot_be_negative_has_no_negative_bound() -> None:
 
 
 def test_unknown_names_are_refused() -> None:
-    with pytest.raises(ValueError, match="no metric bleu"):
+    with pytest.raises(ValueError, match="bleu cannot decide"):
         compare([], deciding_metric="bleu", tolerance=2)
     with pytest.raises(ValueError, match="x cannot be the baseline"):
         compare([row("t", "teacher", 9)], deciding_metric="kl", tolerance=2, baseline="x")

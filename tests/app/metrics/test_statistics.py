@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.proportion import proportion_confint
 
 from app.metrics.statistics import (
     ClusterSums,
@@ -132,3 +133,22 @@ def test_interval_holds_the_value_and_swapping_negates(values: list[float], turn
     assert (one.value, one.low, one.high) == pytest.approx(
         (-two.value, -two.high, -two.low), abs=1e-12
     )
+
+
+@pytest.mark.parametrize(("p", "n"), [(0.95, 100), (0.97, 120), (0.05, 100), (0.7, 100)])
+def test_a_level_near_0_or_1_still_covers(p: float, n: int) -> None:
+    rng = np.random.default_rng(11)
+    rounds, inside = 2000, 0
+    for hits in rng.random((rounds, n)) < p:
+        sums = ClusterSums(hits.astype(float), np.ones(n), n)
+        estimate = level(sums, proportion=True)
+        inside += estimate.low <= p <= estimate.high
+    assert 0.93 <= inside / rounds <= 0.985
+
+
+def test_a_level_is_the_score_interval_of_statsmodels_for_many_single_conversations() -> None:
+    n, hits = 200_000, 150_000
+    sums = ClusterSums(np.r_[np.ones(hits), np.zeros(n - hits)], np.ones(n), n)
+    estimate = level(sums, proportion=True)
+    low, high = proportion_confint(hits, n, method="wilson")
+    assert (estimate.low, estimate.high) == pytest.approx((low, high), abs=1e-7)

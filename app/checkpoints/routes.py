@@ -1,0 +1,24 @@
+"""Pages: the checkpoints of a project."""
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from app.checkpoints import queries
+from app.projects.api import ProjectDep
+from app.security.permissions import Permission
+from app.web.deps import SessionDep, require
+from app.web.templating import render
+
+router = APIRouter(include_in_schema=False)
+
+
+@router.get(
+    "/projects/{project}/checkpoints",
+    name="checkpoints.index",
+    dependencies=[require(Permission.READ)],
+)
+def index(request: Request, project: ProjectDep, session: SessionDep) -> Response:
+    crumbs = (("Projects", "/projects"), (project.name, None), ("Checkpoints", None))
+    found = queries.of_project(session, project.id)
+    context = {"project": project, "checkpoints": found, "crumbs": crumbs, "nav": "checkpoints"}
+    return render(request, "checkpoints/index.html", context)

@@ -1,0 +1,84 @@
+"""The teacher cache as rows: spaces, shards, entries; the first writer of an entry wins."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.orm import Session
+
+from app.settings import Settings
+from app.specs.checkpoint import CheckpointCard
+from app.specs.teacher import CacheReport, CacheSpace, CaptureProfile
+from app.storage.blobs import LocalBlobs
+from app.teacher_cache.models import CacheEntry, CacheShard, CacheSpaceRow
+
+
+def space_of(teacher: CheckpointCard, profile: CaptureProfile) -> CacheSpace:
+    """Return the space that a teacher's rows under a profile lie in."""
+    return CacheSpace(
+        weights_fingerprint=teacher.weights_fingerprint,
+        tokenizer_fingerprint=teacher.tokenizer_fingerprint,
+        vocabulary=teacher.tokenizer_entries,
+        profile=profile,
+    )
+
+
+def open_space(session: Session, space: CacheSpace, *, teacher_id: int) -> None:
+    """Make the space's row when it is not there."""
+    row = {"address": space.address, "spec": space.model_dump(mode="json")}
+    session.execute(
+        insert(CacheSpaceRow).values(**row, teacher_id=teacher_id).on_conflict_do_nothing()
+    )
+
+
+def cached_entries(session: Session, address: str) -> Sequence[str]:
+    return session.scalars(select(CacheEntry.entry).where(CacheEntry.space == address)).all()
+
+
+def shard_paths(session: Session, address: str, settings: Settings) -> list[Path]:
+    """Return the files that hold a space's entries."""
+    blobs = LocalBlobs(settings.blobs)
+    keys = session.scalars(
+        select(CacheShard.blob).where(CacheShard.space == address).order_by(CacheShard.id)
+    )
+    return [blobs.path(key).absolute() for key in keys]
+
+
+def add_shard(session: Session, payload: dict[str, Any], *, fence: int, settings: Settings) -> None:
+    """Take a finished shard: its file becomes a blob named by its hash, its entries rows."""
+    blob = f"teacher_cache/{payload['space']}/{payload['shard']}"
+    # A second name of the file is moved: the child that made it may still read its own.
+    link = Path(payload["file"] + ".blob")
+    link.unlink(missing_ok=True)
+    link.hardlink_to(payload["file"])
+    LocalBlobs(settings.blobs).put_file(link, blob)
+    shard = CacheShard(
+        space=payload["space"],
+        sha256=payload["shard"],
+        blob=blob,
+        bytes=payload["bytes"],
+        rows=payload["rows"],
+        fence=fence,
+    )
+    session.add(shard)
+    session.flush()
+    rows = [
+        {
+            "space": payload["space"],
+            "entry": entry["entry"],
+            "shard_id": shard.id,
+            "position": entry["index"],
+            "rows": entry["rows"],
+        }
+        for entry in payload["entries"]
+    ]
+    session.execute(insert(CacheEntry).on_conflict_do_nothing(), rows)
+
+
+def report(session: Session, address: str, found: CacheReport) -> None:
+    """Keep what the last capture measured: mass, entropy, faithfulness."""
+    row = session.get(CacheSpaceRow, address)
+    if row is not None:
+        row.report = found.model_dump(mode="json")

@@ -1,0 +1,201 @@
+"""A production log goes through every hop: upload → dataset → runs → comparison, as real jobs."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import select
+from sqlalchemy.orm import Session, sessionmaker
+
+from app.checkpoints import service as checkpoints
+from app.checkpoints.schemas import CheckpointAdd, StudentMake
+from app.datasets import service as datasets
+from app.datasets.models import DatasetVersion
+from app.datasets.schemas import ImportRequest
+from app.db.session import make_engine, make_session_factory, transaction
+from app.evaluations import service as evaluations
+from app.events.queries import series
+from app.jobs.models import Job
+from app.jobs.nudge import Broker
+from app.projects import service as projects
+from app.projects.models import Project
+from app.projects.schemas import ProjectCreate
+from app.runs.models import Run, RunJob
+from app.settings import Settings
+from app.specs.checkpoint import FolderSource, PruneSpec
+from app.specs.evaluation import EvaluationSpec
+from app.specs.jobs import JobState, Queue
+from app.specs.training import Objective, RenderSpec, RunSpec, Schedule, TrainingSpec
+from app.teacher_cache.models import CacheSpaceRow
+from bench.made_tickets import made_tickets
+from tests.workers.distill.tiny import llama, tokenizer
+from workers.distill.checkpoints import save_checkpoint
+from workers.job.supervisor import Supervisor
+from workers.tasks.registry import task_of
+
+Factory = sessionmaker[Session]
+CONVERSATIONS = 60
+REFERENCED = 20
+OWNER = "tester"
+
+
+@pytest.fixture
+def factory(own_database: str) -> Iterator[Factory]:
+    engine = make_engine(own_database)
+    yield make_session_factory(engine)
+    engine.dispose()
+
+
+def write_log(path: Path) -> None:
+    """Write a chat log whose answers a model gave, a reference beside every third."""
+    lines = []
+    for n, conversation in enumerate(made_tickets(CONVERSATIONS, seed=3)):
+        system, user, answer = conversation.messages
+        record: dict[str, object] = {
+            "request": {
+                "model": "teacher",
+                "messages": [{"role": m.role, "content": m.content} for m in (system, user)],
+            },
+            "response": {
+                "model": "teacher",
+                "choices": [
+                    {
+                        "index": 0,
+                        "message": {"role": "assistant", "content": answer.content},
+                        "finish_reason": "stop",
+                    }
+                ],
+            },
+        }
+        if n % 3 == 0:
+            record["metadata"] = {"reference": answer.reference}
+        lines.append(json.dumps(record))
+    lines += ["{cut off", lines[0]]
+    path.write_text("\n".join(lines) + "\n")
+
+
+def carry_out_all(factory: Factory, settings: Settings) -> None:
+    """Be the workers until no job waits; every job must have succeeded."""
+    supervisors = [
+        Supervisor(
+            task_of=task_of,
+            factory=factory,
+            broker=Broker(settings.require_redis_url()),
+            settings=settings,
+            queue=queue,
+            worker=f"w-{queue}",
+        )
+        for queue in Queue
+    ]
+    while any(supervisor.run_next() for supervisor in supervisors):
+        pass
+    with transaction(factory) as session:
+        bad = [
+            (j.title, j.state, j.error, j.error_message)
+            for j in session.scalars(select(Job))
+            if j.state != JobState.SUCCEEDED
+        ]
+    assert not bad
+
+
+def upload(session: Session, project: Project, path: Path, settings: Settings) -> int:
+    row = datasets.start_upload(
+        session, project, filename=path.name, size=path.stat().st_size, settings=settings
+    )
+    shutil.copyfile(path, datasets.upload_path(settings, row.key))
+    digest = datasets.hash_upload(settings, row.key)
+    datasets.finish_upload(session, row.id, sha256=digest, owner=OWNER)
+    return row.id
+
+
+def training(alpha: float, target: str = "logged") -> TrainingSpec:
+    return TrainingSpec.model_validate(
+        {
+            "objective": Objective.model_validate(
+                {"kind": "forward_kl" if alpha else "ce", "alpha": alpha, "ce_target": target}
+            ),
+            "schedule": Schedule(steps=6, batch_size=4, snapshot_every=3, validate_every=3),
+            "render": RenderSpec.model_validate({"max_tokens": 256, "answer": target}),
+        }
+    )
+
+
+@pytest.mark.slow
+def test_a_log_becomes_a_comparison(factory: Factory, settings: Settings, tmp_path: Path) -> None:
+    log = tmp_path / "traffic.jsonl"
+    write_log(log)
+    teacher_folder = tmp_path / "teacher"
+    save_checkpoint(llama(), tokenizer(), teacher_folder)
+
+    with transaction(factory) as session:
+        data = ProjectCreate(
+            name="Tickets", goal="task_specialisation", deciding_metric="exact_match", tolerance=2
+        )
+        project = projects.create(session, data, owner_id=None)
+        upload_id = upload(session, project, log, settings)
+        add = CheckpointAdd(name="teacher", source=FolderSource(path=str(teacher_folder)))
+        teacher = checkpoints.register(session, project, add, settings=settings, owner=OWNER)
+    carry_out_all(factory, settings)
+
+    with transaction(factory) as session:
+        wanted = ImportRequest(
+            dataset="traffic", upload_ids=[upload_id], reference_path="metadata.reference"
+        )
+        version = datasets.start_import(session, project, wanted, owner=OWNER)
+        make = StudentMake(name="student", teacher_id=teacher.id, prune=PruneSpec(depth=1))
+        student = checkpoints.make_student(session, project, make, owner=OWNER)
+    carry_out_all(factory, settings)
+
+    with transaction(factory) as session:
+        funnel = session.get_one(DatasetVersion, version.id).funnel
+        assert funnel is not None
+        assert (funnel["records"], funnel["calls"]) == (CONVERSATIONS + 2, CONVERSATIONS)
+        assert (funnel["duplicates"], funnel["references"]) == (1, REFERENCED)
+        found = datasets.get_version(session, project.id, version.id)
+        datasets.start_freeze(session, found, owner=OWNER)
+    carry_out_all(factory, settings)
+
+    roles = {
+        "distilled": training(0.7),
+        "sequence_level": training(0.0),
+        "labels_only": training(0.0, "reference"),
+    }
+    with transaction(factory) as session:
+        for name, spec in roles.items():
+            run = RunSpec(
+                name=name,
+                teacher_id=teacher.id,
+                student_id=student.id,
+                dataset_version_id=version.id,
+                training=spec,
+                evaluation=EvaluationSpec(max_new_tokens=8),
+                group="g1",
+            )
+            started = evaluations.start_run(session, project, run, owner=OWNER)
+            assert started.role == name
+    carry_out_all(factory, settings)
+
+    with transaction(factory) as session:
+        comparison = evaluations.compare_group(session, session.get_one(Project, project.id), None)
+        shown = json.loads(json.dumps(comparison.as_json(), allow_nan=False))
+        space = session.scalars(select(CacheSpaceRow)).one()
+        trained = session.scalars(
+            select(RunJob.job_id).join(Run).where(RunJob.role == "train", Run.role == "distilled")
+        ).all()
+        curves = series(session, trained)
+    assert [row["role"] for row in shown["rows"]] == ["teacher", "undistilled", *roles]
+    cells = {row["role"]: row["cells"] for row in shown["rows"]}
+    assert cells["teacher"]["kl"]["value"] == pytest.approx(0, abs=1e-6)
+    assert cells["teacher"]["agreement"]["value"] == 1
+    assert {"exact_match", "field_f1", "kl", "agreement", "ece", "tokens_per_second"} <= set(
+        cells["distilled"]
+    )
+    # An untrained teacher teaches nothing worth a ranking: what counts is that all rows share a set.
+    assert len({row["cells"]["kl"]["n"] for row in shown["rows"]}) == 1
+    pairs = {(d["a"], d["b"]) for d in shown["differences"] if d["metric"] == "exact_match"}
+    assert {("distilled", "teacher"), ("distilled", "labels_only")} <= pairs
+    assert [step for step, _ in curves["train/kd_loss"]] == [1, 2, 3, 4, 5, 6]
+    assert space.report is not None
+    assert space.report["faithfulness"]["passed"]

@@ -1,0 +1,105 @@
+"""Train a run's student; the result becomes a checkpoint of the project."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from app.jobs.lease import Claim
+from app.runs import service as runs
+from app.settings import Settings
+from app.specs.checkpoint import CheckpointCard
+from app.specs.jobs import JobKind, TrainJob
+from app.teacher_cache import service as cache
+from workers.distill.batches import BatchSource, Collator
+from workers.distill.checkpoints import load_model, read_card, save_checkpoint
+from workers.distill.rendering import Renderer
+from workers.distill.teacher_shards import ShardLookup
+from workers.distill.tokenizers import load_tokenizer, vocabulary_size
+from workers.distill.trainer import train
+from workers.job.task import BodyContext, Inputs, Task
+from workers.tasks.sets import NoParts, checkpoint_folder, read_conversations, version_path
+
+
+class TrainInputs(Inputs):
+    job: TrainJob
+    student: str
+    conversations: str
+    shards: tuple[str, ...]
+
+
+class TrainTask(NoParts):
+    kind = JobKind.TRAIN
+    inputs: type[Inputs] = TrainInputs
+
+    def load(self, session: Session, spec: Mapping[str, Any], settings: Settings) -> Inputs:
+        job = TrainJob.model_validate(spec)
+        student, _ = checkpoint_folder(session, job.run.student_id, settings)
+        shards: list[Path] = []
+        if job.run.training.objective.needs_teacher and job.run.teacher_id is not None:
+            _, card = checkpoint_folder(session, job.run.teacher_id, settings)
+            space = cache.space_of(card, job.run.capture)
+            shards = cache.shard_paths(session, space.address, settings)
+        return TrainInputs(
+            job=job,
+            student=student,
+            conversations=version_path(session, job.run.dataset_version_id, settings),
+            shards=tuple(str(path) for path in shards),
+        )
+
+    def run(self, inputs: TrainInputs, context: BodyContext) -> dict[str, Any]:
+        calls, spec = context.callbacks, inputs.job.run.training
+        calls.phase("load")
+        folder = Path(inputs.student)
+        tokenizer, model = load_tokenizer(folder), load_model(folder)
+        renderer = Renderer(tokenizer, spec.render)
+        sets = {
+            split: renderer.render_all(read_conversations(inputs.conversations, (split,))).rendered
+            for split in ("train", "validation")
+        }
+        lookup = ShardLookup([Path(p) for p in inputs.shards], inputs.job.run.capture.temperatures)
+        with lookup:
+            batches = BatchSource(
+                sets["train"][: spec.max_train_conversations],
+                lookup,
+                spec.objective,
+                spec.schedule,
+                spec.seed,
+            )
+            if batches.missing_entries:
+                gap = f"{batches.missing_entries} conversations have no teacher rows"
+                calls.log(gap, "warning")
+            collate, size = Collator(lookup, spec.objective), spec.schedule.batch_size
+            held_out = sets["validation"]
+            calls.phase("train")
+            result = train(
+                model,
+                batches,
+                spec,
+                callbacks=calls,
+                workdir=context.workdir,
+                tokenizer=tokenizer,
+                resume_from=[path for _, path, _ in context.snapshots] or None,
+                validation=[collate(held_out[i : i + size]) for i in range(0, len(held_out), size)],
+                vocabulary=vocabulary_size(tokenizer),
+            )
+        made = result.folder
+        if made is None:  # stopped: what it had learned is kept, if "keep" was asked for
+            made = context.workdir / "checkpoint"
+            save_checkpoint(model, tokenizer, made)
+        card = read_card(made)
+        values = {"steps": result.steps, "tokens": result.tokens, "seconds": result.seconds}
+        return {"folder": str(made.absolute()), "card": card.model_dump(mode="json"), **values}
+
+    def apply(
+        self, session: Session, held: Claim, result: dict[str, Any], settings: Settings
+    ) -> None:
+        card = CheckpointCard.model_validate(result["card"])
+        runs.trained(session, held.spec["run_id"], card, Path(result["folder"]), settings)
+
+    def failed(self, session: Session, held: Claim, message: str) -> None:
+        del session, held, message  # the run shows its job's error
+
+
+TASKS: dict[JobKind, Task] = {JobKind.TRAIN: TrainTask()}
