@@ -11,14 +11,19 @@ ROOT = Path(__file__).resolve().parents[2]
 
 FILES: dict[str, str] = {
     "@tabler/core/dist/css/tabler.min.css": "tabler.min.css",
-    "htmx.org/dist/htmx.min.js": "htmx.min.js",
-    "htmx.org/dist/ext/hx-csp.min.js": "hx-csp.min.js",
-    "htmx.org/dist/ext/hx-sse.min.js": "hx-sse.min.js",
-    "htmx.org/dist/ext/hx-upsert.min.js": "hx-upsert.min.js",
     "uplot/dist/uPlot.iife.min.js": "uplot.min.js",
     "uplot/dist/uPlot.min.css": "uplot.min.css",
     "tus-js-client/dist/tus.min.js": "tus.min.js",
 }
+# One file: htmx starts by a timer, so an extension that loads later would be too late, and
+# until `hx-csp` is there injected attributes would work.
+HTMX = "htmx.js"
+HTMX_PARTS = (
+    "htmx.org/dist/htmx.min.js",
+    "htmx.org/dist/ext/hx-csp.min.js",
+    "htmx.org/dist/ext/hx-sse.min.js",
+    "htmx.org/dist/ext/hx-upsert.min.js",
+)
 ICONS = "@tabler/icons/icons/outline"
 ICON = re.compile(r"""(?:\bicon\(|\bicon_name=)\s*["']([a-z0-9-]+)["']""")
 LISTED = re.compile(r"icons: ([a-z0-9 -]+?)\s*#}")
@@ -42,11 +47,15 @@ def icons_named(templates: Path) -> set[str]:
     return found
 
 
-def _copy(source: Path, target: Path) -> None:
+def _read(source: Path) -> bytes:
     if not source.is_file():
         raise AssetMissing(source)
     # The maps are not served; a reference to them would be a 404 in every console.
-    target.write_bytes(SOURCE_MAP.sub(b"", source.read_bytes()))
+    return SOURCE_MAP.sub(b"", source.read_bytes())
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.write_bytes(_read(source))
 
 
 def install(root: Path = ROOT) -> list[Path]:
@@ -57,6 +66,7 @@ def install(root: Path = ROOT) -> list[Path]:
     (fresh / "icons").mkdir(parents=True)
     for source, target in FILES.items():
         _copy(modules / source, fresh / target)
+    (fresh / HTMX).write_bytes(b";\n".join(_read(modules / part) for part in HTMX_PARTS))
     rules = []
     for name in sorted(icons_named(root / "templates")):
         _copy(modules / ICONS / f"{name}.svg", fresh / "icons" / f"{name}.svg")

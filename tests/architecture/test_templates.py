@@ -7,7 +7,7 @@ import pytest
 
 from app.web.nonce import TAG
 from app.web.templating import STATIC, TEMPLATES, environment
-from app.web.vendor import FILES, ICONS, ROOT, icons_named
+from app.web.vendor import FILES, HTMX, ICONS, ROOT, icons_named
 
 PAGES = sorted(TEMPLATES.rglob("*.html"))
 COMMENT = re.compile(r"\{#.*?#\}", re.DOTALL)
@@ -121,7 +121,10 @@ def test_static_files_that_templates_name_exist() -> None:
             (vendored if name.startswith("vendor/") else ours).add(name)
     assert ours
     assert [name for name in ours if not (STATIC / name).is_file()] == []
-    assert vendored <= {f"vendor/{target}" for target in FILES.values()} | {"vendor/icons.css"}
+    assert vendored <= {f"vendor/{target}" for target in FILES.values()} | {
+        "vendor/icons.css",
+        f"vendor/{HTMX}",
+    }
 
 
 def test_conventions_name_every_macro() -> None:
