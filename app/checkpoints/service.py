@@ -13,7 +13,7 @@ from app.errors import Conflict, InvalidInput, NotFound
 from app.jobs.service import JobRequest, enqueue
 from app.projects.models import Project
 from app.settings import Settings
-from app.specs.checkpoint import CheckpointCard, PruneSpec
+from app.specs.checkpoint import CheckpointCard, Compression, PruneSpec, compression
 from app.specs.jobs import JobKind, PruneJob, RegisterJob
 
 
@@ -125,17 +125,12 @@ def _check_sizes(card: CheckpointCard, prune: PruneSpec) -> None:
         )
 
 
-def compression(teacher: Checkpoint, student: Checkpoint) -> tuple[float, float] | None:
-    """Return how many times smaller the student is: (compute, all parameters)."""
+def compression_between(teacher: Checkpoint, student: Checkpoint) -> Compression | None:
+    """Return how much smaller the student is, or None while a card is missing."""
     if teacher.card is None or student.card is None:
         return None
-    big = CheckpointCard.model_validate(teacher.card)
-    small = CheckpointCard.model_validate(student.card)
-    if not small.parameters_compute or not small.parameters_total:
-        return None
-    return (
-        big.parameters_compute / small.parameters_compute,
-        big.parameters_total / small.parameters_total,
+    return compression(
+        CheckpointCard.model_validate(teacher.card), CheckpointCard.model_validate(student.card)
     )
 
 

@@ -72,15 +72,15 @@ def test_a_folder_becomes_a_card_and_a_student_is_cut(
     assert (LocalBlobs(settings.blobs).path(str(teacher.blob)) / "config.json").is_file()
     data = StudentMake(name="small", teacher_id=teacher.id, prune=PruneSpec(depth=2))
     student = service.make_student(session, project, data, owner="admin")
-    assert service.compression(teacher, student) is None
+    assert service.compression_between(teacher, student) is None
     work(session, student, settings, tmp_path)
     assert student.card is not None
     assert student.card["depth"] == 2
     assert student.tokenizer_fingerprint == teacher.tokenizer_fingerprint
-    found = service.compression(teacher, student)
+    found = service.compression_between(teacher, student)
     assert found is not None
-    assert found[0] == pytest.approx(2.0, abs=0.02)
-    assert 1 < found[1] < found[0]
+    assert found.compute == pytest.approx(2.0, abs=0.02)
+    assert 1 < found.total < found.compute
     assert [c.name for c in queries.of_project(session, project.id)] == ["big", "small"]
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from app.specs.checkpoint import PruneSpec
+from app.specs.checkpoint import PruneSpec, compression
 from tests.workers.distill import tiny
 from workers.distill.callbacks import Silent
 from workers.distill.checkpoints import (
@@ -16,7 +16,6 @@ from workers.distill.checkpoints import (
     save_checkpoint,
 )
 from workers.distill.errors import CheckpointError, HubUnavailableError, PruneError
-from workers.distill.students.advice import compression
 from workers.distill.students.prune import layers_to_keep, prune
 
 CALIBRATION = [r.input_ids for r in tiny.rendered(tiny.tickets(6))]
