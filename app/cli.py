@@ -17,7 +17,7 @@ from app import metadata  # noqa: F401 - a job row refers to tables of every dom
 from app.accounts import service as accounts
 from app.db.migrate import upgrade
 from app.db.session import make_engine, make_session_factory, transaction
-from app.jobs.dispatch import Dispatcher
+from app.jobs.dispatch import Dispatcher, is_led
 from app.jobs.nudge import Broker
 from app.local.home import HomeInUseError, HomeLock, Servers
 from app.local.postgres import LocalServerError
@@ -90,6 +90,11 @@ def greet(settings: Settings) -> None:
     console.print(
         f"Stillhouse serves {address}, home {settings.home}. Ctrl-C stops.", soft_wrap=True
     )
+    offer_setup(settings, address)
+
+
+def offer_setup(settings: Settings, address: str = "") -> None:
+    """Print a new one-time link, or only its path, while there is no account."""
     engine = make_engine(settings.require_database_url())
     with transaction(make_session_factory(engine)) as session:
         secret = accounts.ensure_setup_link(session)
@@ -118,6 +123,7 @@ def web(home: Home = None) -> None:
     """Serve the dashboard and the API; `up` runs this beside the rest."""
     settings = settings_with_servers(settings_for(home))
     configure_logs(settings.log_format)
+    stop_event()  # uvicorn raises the signal again once it has shut down: then it ends nothing
     uvicorn.run(
         create_app(settings),
         host=settings.host,
@@ -145,6 +151,15 @@ def dispatch(home: Home = None) -> None:
 
 
 @app.command()
+def migrate(home: Home = None) -> None:
+    """Bring the database to this version's schema; with no account yet, print the set-up link."""
+    settings = settings_with_servers(settings_for(home))
+    configure_logs(settings.log_format)
+    upgrade(settings.require_database_url())
+    offer_setup(settings)
+
+
+@app.command()
 def doctor(home: Home = None) -> None:
     """Say what of this installation works: database, schema, broker, workers."""
     settings = settings_with_servers(settings_for(home))
@@ -159,6 +174,9 @@ def doctor(home: Home = None) -> None:
         with engine.connect() as connection:
             revision = connection.scalar(text("select version_num from alembic_version"))
             console.print(f"✓ database: schema {revision}")
+            led = is_led(connection)
+            console.print("✓ dispatcher" if led else "✕ dispatcher: none runs")
+            failed = failed or not led
             seen = text(
                 "select name, queue from workers "
                 "where seen_at > clock_timestamp() - interval '1 minute'"
