@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import AliasChoices, Field
+from pydantic import AliasChoices, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -25,6 +25,10 @@ class Settings(BaseSettings):
     )
     host: str = "127.0.0.1"
     port: int = 8321
+    url: str | None = None
+    """Where the command line finds the API; else the address that `up` left in the home."""
+    token: SecretStr | None = None
+    """The API token of the command line; else the home's own."""
     allowed_hosts: tuple[str, ...] = ("127.0.0.1", "localhost", "[::1]")
     insecure_http: bool = False
     """Allow a bind beyond loopback without TLS; cookies then lose their __Host- prefix."""
@@ -64,6 +68,12 @@ class Settings(BaseSettings):
     def token_file(self) -> Path:
         """The local API token, mode 0600: read by the command line on the machine of the home."""
         return self.home / "token"
+
+    @property
+    def own_address(self) -> str:
+        """What a program on this machine opens; a bind to every address answers on loopback."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}.get(self.host, self.host)  # noqa: S104 - compared, not bound
+        return f"http://{host}:{self.port}"
 
     def require_database_url(self) -> str:
         if self.database_url is None:

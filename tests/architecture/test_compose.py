@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
-from app.cli import app as cli
+from app.cli.root import app as cli
 from app.local.programs import ROOT, worker_command
 from app.settings import Settings
 from app.specs.jobs import Queue
