@@ -35,6 +35,9 @@ class Settings(BaseSettings):
     behind_tls: bool = False
     """A proxy in front ends TLS: cookies are Secure and carry the __Host- prefix."""
     log_format: Literal["json", "console"] = "json"
+    lock_dir: Path = Path("/tmp/stillhouse-locks")  # noqa: S108 - see workers.job.gpu
+    """Locks of this host's graphics cards: one folder for all homes and containers of a host."""
+    cuda_visible_devices: str | None = Field(default=None, validation_alias="CUDA_VISIBLE_DEVICES")
     gpu_workers: int = Field(default=1, ge=0)
     cpu_workers: int = Field(default=1, ge=0)
 

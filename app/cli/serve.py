@@ -1,4 +1,4 @@
-"""Serve a home: `up`, its programs `web` and `dispatch`, and `doctor`."""
+"""Serve a home: `up`, its programs `web` and `dispatch`, `migrate`, and `doctor`."""
 
 import signal
 import socket
@@ -21,7 +21,7 @@ from app.cli.options import Home, settings_for
 from app.cli.output import Exit, Json, console, print_json, reporting
 from app.db.migrate import upgrade
 from app.db.session import make_engine, make_session_factory, transaction
-from app.jobs.dispatch import Dispatcher
+from app.jobs.dispatch import Dispatcher, is_led
 from app.jobs.nudge import Broker
 from app.local.home import HomeLock, Servers
 from app.local.postgres import LocalServerError
@@ -106,6 +106,11 @@ def greet(settings: Settings) -> None:
     console.print(
         f"Stillhouse serves {address}, home {settings.home}. Ctrl-C stops.", soft_wrap=True
     )
+    offer_setup(settings, address)
+
+
+def offer_setup(settings: Settings, address: str = "") -> None:
+    """Print a new one-time link, or only its path, while there is no account."""
     engine = make_engine(settings.require_database_url())
     with transaction(make_session_factory(engine)) as session:
         secret = accounts.ensure_setup_link(session)
@@ -126,6 +131,7 @@ def web(home: Home = None) -> None:
     """Serve the dashboard and the API; `up` runs this beside the rest."""
     settings = settings_with_servers(settings_for(home))
     configure_logs(settings.log_format)
+    stop_event()  # uvicorn raises the signal again once it has shut down: then it ends nothing
     uvicorn.run(
         create_app(settings),
         host=settings.host,
@@ -136,6 +142,14 @@ def web(home: Home = None) -> None:
         timeout_graceful_shutdown=3,
         server_header=False,
     )
+
+
+def migrate(home: Home = None) -> None:
+    """Bring the database to this version's schema; with no account yet, print the set-up link."""
+    settings = settings_with_servers(settings_for(home))
+    configure_logs(settings.log_format)
+    upgrade(settings.require_database_url())
+    offer_setup(settings)
 
 
 def dispatch(home: Home = None) -> None:
@@ -186,6 +200,7 @@ def look_at_database(settings: Settings) -> list[Finding]:
     try:
         with engine.connect() as connection:
             revision = connection.scalar(text("select version_num from alembic_version"))
+            led = is_led(connection)
             seen = connection.execute(
                 text(
                     "select name, queue from workers "
@@ -197,7 +212,12 @@ def look_at_database(settings: Settings) -> list[Finding]:
     finally:
         engine.dispose()
     schema = Finding("database", True, f"schema {revision}")
-    return [schema, *(Finding("worker", True, f"{name} on queue {queue}") for name, queue in seen)]
+    leads = Finding("dispatcher", led, "leads" if led else "none runs: `stillhouse up`")
+    return [
+        schema,
+        leads,
+        *(Finding("worker", True, f"{name} on queue {queue}") for name, queue in seen),
+    ]
 
 
 def look_at_broker(settings: Settings) -> Finding:
@@ -211,4 +231,4 @@ def look_at_broker(settings: Settings) -> Finding:
     return Finding("broker", alive, "answers" if alive else "does not answer")
 
 
-COMMANDS: tuple[Callable[..., None], ...] = (up, web, dispatch, doctor)
+COMMANDS: tuple[Callable[..., None], ...] = (up, web, dispatch, migrate, doctor)
