@@ -220,3 +220,13 @@ def seen(session: Session, worker: str, queue: Queue, *, host: str, job_id: int 
             set_={"seen_at": func.clock_timestamp(), "job_id": job_id, "queue": queue},
         )
     )
+
+
+def alive(session: Session, worker: str, queue: Queue, *, host: str) -> None:
+    """Note that a worker still waits for work; what it does meanwhile stays as it was noted."""
+    statement = insert(Worker).values(name=worker, queue=queue, host=host)
+    session.execute(
+        statement.on_conflict_do_update(
+            index_elements=["name"], set_={"seen_at": func.clock_timestamp()}
+        )
+    )

@@ -5,12 +5,16 @@ import multiprocessing
 import os
 import signal
 import socket
+import threading
 from functools import cache
 from typing import Any
 
+import structlog
 from celery.signals import worker_process_init, worker_shutting_down
+from sqlalchemy.exc import OperationalError
 
-from app.db.session import make_engine, make_session_factory
+from app.db.session import make_engine, make_session_factory, transaction
+from app.jobs import lease
 from app.jobs.nudge import RUN_NEXT, Broker
 from app.local.urls import settings_with_servers
 from app.logs import configure_logs
@@ -20,6 +24,10 @@ from workers.job.child import PR_SET_PDEATHSIG
 from workers.job.supervisor import Supervisor
 from workers.tasks.registry import task_of
 
+ALIVE_SECONDS = 10.0
+"""How often an idle worker is noted; the queue page takes it for gone after three of these."""
+
+log = structlog.get_logger()
 settings = settings_with_servers()
 app = build(settings.require_redis_url())
 _drain = multiprocessing.get_context("fork").Event()  # shared with the pool process it forks
@@ -35,6 +43,22 @@ def _prepare(**_: Any) -> None:
     # The pool process goes with its parent; its lease then runs out and the job is taken back.
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     configure_logs(settings.log_format)
+    threading.Thread(target=_say_alive, daemon=True).start()
+
+
+def _say_alive() -> None:
+    """Note every few seconds that this worker waits, so that the queue page knows it is there."""
+    queues = [Queue(name) for name in app.amqp.queues.consume_from]
+    waiting = True
+    while waiting:
+        for queue in queues:
+            supervisor = _supervisor(queue)
+            try:
+                with transaction(supervisor.factory) as session:
+                    lease.alive(session, supervisor.worker, queue, host=supervisor.host)
+            except OperationalError as error:
+                log.warning("worker_not_noted", error=str(error.orig))
+        waiting = not _drain.wait(ALIVE_SECONDS)
 
 
 @cache
