@@ -15,6 +15,7 @@ from app.datasets import service as datasets
 from app.datasets.models import DatasetVersion
 from app.datasets.schemas import ImportRequest
 from app.db.session import make_engine, make_session_factory, transaction
+from app.demo.tickets import made_tickets
 from app.evaluations import service as evaluations
 from app.events.queries import series
 from app.jobs.models import Job
@@ -29,7 +30,6 @@ from app.specs.evaluation import EvaluationSpec
 from app.specs.jobs import JobState, Queue
 from app.specs.training import Objective, RenderSpec, RunSpec, Schedule, TrainingSpec
 from app.teacher_cache.models import CacheSpaceRow
-from bench.made_tickets import made_tickets
 from tests.workers.distill.tiny import llama, tokenizer
 from workers.distill.checkpoints import save_checkpoint
 from workers.job.supervisor import Supervisor
