@@ -27,6 +27,16 @@ def get(session: Session, project_id: int, checkpoint_id: int) -> Checkpoint:
     return found
 
 
+def named(session: Session, project_id: int, name: str | int) -> Checkpoint:
+    """Return the checkpoint of a name, or of an id where no name is meant."""
+    found = None if isinstance(name, int) else queries.by_name(session, project_id, name)
+    if found is None and str(name).isdecimal():
+        found = queries.one(session, project_id, int(name))
+    if found is None:
+        raise NotFound(f"This project has no checkpoint “{name}”.")
+    return found
+
+
 def require(session: Session, checkpoint_id: int) -> Checkpoint:
     found = session.get(Checkpoint, checkpoint_id)
     if found is None:

@@ -7,9 +7,10 @@ from typing import Literal
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from app.checkpoints import service as checkpoints
 from app.datasets import queries
 from app.datasets.models import Dataset, DatasetVersion, Upload
-from app.datasets.schemas import ImportRequest
+from app.datasets.schemas import GenerationRequest, ImportRequest
 from app.errors import Conflict, InvalidInput, NotFound, PayloadTooLarge
 from app.jobs.models import Job
 from app.jobs.service import JobRequest, enqueue
@@ -17,7 +18,7 @@ from app.projects.models import Project
 from app.settings import Settings
 from app.specs.conversation import ImportFunnel, InspectReport
 from app.specs.fingerprint import file_sha256
-from app.specs.jobs import FreezeJob, ImportJob, InspectJob, JobKind
+from app.specs.jobs import FreezeJob, GenerateJob, ImportJob, InspectJob, JobKind
 from app.storage import uploads as files
 from app.storage.blobs import LocalBlobs
 
@@ -39,7 +40,7 @@ def start_upload(
     filename: str,
     size: int,
     settings: Settings,
-    origin: Literal["browser", "cli", "generated"] = "browser",
+    origin: Literal["browser", "cli"] = "browser",
 ) -> Upload:
     """Make the upload's row and its empty file. Raises PayloadTooLarge, InvalidInput."""
     if size > settings.max_upload_bytes:
@@ -50,7 +51,7 @@ def start_upload(
     name = Path(filename.replace("\\", "/")).name.strip()[:MAX_NAME] or "upload"
     upload = Upload(
         project_id=project.id,
-        key=secrets.token_urlsafe(24).replace("-", "_").strip("_") + "0",
+        key=_new_key(),
         filename=name,
         size=size,
         state="uploading",
@@ -60,6 +61,10 @@ def start_upload(
     session.add(upload)
     session.flush()
     return upload
+
+
+def _new_key() -> str:
+    return secrets.token_urlsafe(24).replace("-", "_").strip("_") + "0"
 
 
 def upload_by_key(session: Session, project_id: int, key: str) -> Upload:
@@ -284,6 +289,46 @@ def hash_upload(settings: Settings, key: str) -> str:
     return file_sha256(upload_path(settings, key))
 
 
+def start_generation(
+    session: Session, project: Project, data: GenerationRequest, *, owner: str
+) -> Upload:
+    """Ask for a checkpoint's answers; return the upload that they will fill."""
+    checkpoint = checkpoints.named(session, project.id, data.checkpoint)
+    checkpoints.require_ready(session, checkpoint.id)
+    found = queries.uploads_by_id(session, project.id, [data.prompts_upload_id])
+    if not found:
+        raise NotFound("The upload of prompts is not in this project. Send the file again.")
+    prompts = found[0]
+    if prompts.state == "uploading":
+        raise Conflict(f"“{prompts.filename}” is not stored yet. Wait for the end of the upload.")
+    name = f"{Path(prompts.filename).name.split('.')[0]}-answers.jsonl"
+    upload = Upload(
+        project_id=project.id,
+        key=_new_key(),
+        filename=name[-MAX_NAME:],
+        state="uploading",
+        origin="generated",
+    )
+    session.add(upload)
+    session.flush()
+    spec = GenerateJob(
+        checkpoint_id=checkpoint.id,
+        output_upload_id=upload.id,
+        **data.model_dump(exclude={"checkpoint"}),
+    )
+    request = JobRequest(
+        kind=JobKind.GENERATE,
+        spec=spec,
+        stream=f"upload:{upload.id}",
+        title=f"Answer {prompts.filename} with {checkpoint.name}",
+        project_id=project.id,
+        owner=owner,
+    )
+    upload.job_id = enqueue(session, request).id
+    session.flush()
+    return upload
+
+
 def fill_upload(session: Session, upload_id: int, made: Path, settings: Settings) -> None:
     """Give a generated upload its content, and ask for a look at its first records."""
     upload = session.get(Upload, upload_id)
@@ -293,7 +338,9 @@ def fill_upload(session: Session, upload_id: int, made: Path, settings: Settings
     target.parent.mkdir(parents=True, exist_ok=True)
     made.replace(target)
     target.chmod(0o600)
-    upload.size = target.stat().st_size
+    upload.size, upload.error = target.stat().st_size, None
+    upload.state = "uploading"  # also after a failed attempt that was started again
+    session.flush()
     finish_upload(session, upload_id, sha256=hash_upload(settings, upload.key), owner="generated")
 
 

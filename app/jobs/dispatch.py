@@ -23,6 +23,19 @@ WORKER_SEEN_SECONDS = 30
 log = structlog.get_logger()
 
 
+def is_led(connection: Connection) -> bool:
+    """Return whether some dispatcher leads on this database just now."""
+    found = connection.scalar(
+        text(
+            "select count(*) from pg_locks where locktype = 'advisory' and granted "
+            "and classid = 0 and objid = :lock and objsubid = 1 "
+            "and database = (select oid from pg_database where datname = current_database())"
+        ),
+        {"lock": LEADER_LOCK},
+    )
+    return bool(found)
+
+
 @dataclass
 class Dispatcher:
     """Leader by advisory lock; a second dispatcher waits for the first to go."""

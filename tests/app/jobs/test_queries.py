@@ -70,7 +70,7 @@ def test_without_a_worker_the_reason_says_so_after_a_moment(session: Session) ->
     assert line(session, job).reason == "Being handed to a worker."
     later(session, Job, job.id, "created_at", 60)
     assert "No worker has been heard on the cpu queue for 30 s" in line(session, job).reason
-    lease.alive(session, "cpu-1", Queue.CPU, host="box")
+    lease.still_here(session, "cpu-1", Queue.CPU, host="box")
     assert line(session, job).reason == "Being handed to a worker."
     later(session, Worker, "cpu-1", "seen_at", 31)
     assert "No worker has been heard" in line(session, job).reason
@@ -131,7 +131,7 @@ def test_workers_are_busy_idle_lost_or_gone(session: Session) -> None:
     ask(session, "Freeze")
     start(session, worker="busy")
     for name, age in (("idle", 0), ("gone", 90), ("old", 4000)):
-        lease.alive(session, name, Queue.GPU, host="box")
+        lease.still_here(session, name, Queue.GPU, host="box")
         later(session, Worker, name, "seen_at", age)
     found = {w.name: w.state for w in queries.workers(session)}
     assert found == {"busy": "busy", "idle": "idle", "gone": "gone"}
@@ -142,5 +142,5 @@ def test_workers_are_busy_idle_lost_or_gone(session: Session) -> None:
 def test_noting_that_a_worker_lives_keeps_what_it_does(session: Session) -> None:
     job = ask(session, "Freeze")
     start(session)
-    lease.alive(session, "cpu-1", Queue.CPU, host="box")
+    lease.still_here(session, "cpu-1", Queue.CPU, host="box")
     assert queries.workers(session)[0].job_id == job.id

@@ -8,10 +8,10 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from app.demo.tickets import made_tickets
 from app.specs.conversation import Conversation
 from app.specs.teacher import CaptureProfile
 from app.specs.training import RenderSpec
-from bench.made_tickets import made_tickets
 from workers.distill.rendering import Renderer
 from workers.distill.teachers import LocalTeacher
 from workers.distill.values import RenderedConversation, TargetRows
