@@ -12,6 +12,7 @@ from app.datasets import queries
 from app.datasets.models import Dataset, DatasetVersion, Upload
 from app.datasets.schemas import GenerationRequest, ImportRequest
 from app.errors import Conflict, InvalidInput, NotFound, PayloadTooLarge
+from app.jobs.models import Job
 from app.jobs.service import JobRequest, enqueue
 from app.projects.models import Project
 from app.settings import Settings
@@ -341,3 +342,23 @@ def fill_upload(session: Session, upload_id: int, made: Path, settings: Settings
     upload.state = "uploading"  # also after a failed attempt that was started again
     session.flush()
     finish_upload(session, upload_id, sha256=hash_upload(settings, upload.key), owner="generated")
+
+
+def retried(session: Session, again: Job) -> None:
+    """Point the subject of a retried job at the new job: an upload or a version."""
+    spec = again.spec
+    if again.kind == JobKind.INSPECT:
+        upload = session.get(Upload, spec["upload_id"])
+        if upload is not None:
+            upload.state, upload.error, upload.job_id = "uploaded", None, again.id
+    elif again.kind == JobKind.GENERATE:
+        upload = session.get(Upload, spec["output_upload_id"])
+        if upload is not None:
+            upload.state, upload.error, upload.job_id = "uploading", None, again.id
+    else:
+        version = _locked(session, spec["dataset_version_id"])
+        _changeable(version)
+        version.error, version.job_id = None, again.id
+        if again.kind == JobKind.IMPORT:
+            version.state = "importing"
+    session.flush()

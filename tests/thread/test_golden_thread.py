@@ -15,6 +15,7 @@ from app.datasets import service as datasets
 from app.datasets.models import DatasetVersion
 from app.datasets.schemas import ImportRequest
 from app.db.session import make_engine, make_session_factory, transaction
+from app.demo.tickets import made_tickets
 from app.evaluations import service as evaluations
 from app.events.queries import series
 from app.projects import service as projects
@@ -26,7 +27,6 @@ from app.specs.checkpoint import FolderSource, PruneSpec
 from app.specs.evaluation import EvaluationSpec
 from app.specs.training import Objective, RenderSpec, RunSpec, Schedule, TrainingSpec
 from app.teacher_cache.models import CacheSpaceRow
-from bench.made_tickets import made_tickets
 from tests.support.workers import carry_out_all
 from tests.workers.distill.tiny import llama, tokenizer
 from workers.distill.checkpoints import save_checkpoint

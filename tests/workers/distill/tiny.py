@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from app.demo.tickets import made_tickets
 from app.specs.conversation import Conversation
 from app.specs.teacher import CaptureProfile
 from app.specs.training import RenderSpec
-from bench.made_tickets import made_tickets
 from workers.distill.rendering import Renderer
 from workers.distill.students.tiny import byte_level_tokenizer
 from workers.distill.teachers import LocalTeacher
