@@ -42,7 +42,7 @@ def run(api: Api, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Run `stillhouse …` on the test's API; the exit code must be the one expected."""
 
     @contextmanager
-    def opened(_settings: Settings, *, reading: bool = False) -> Iterator[Api]:
+    def opened(_settings: Settings, **_options: bool) -> Iterator[Api]:
         yield api
 
     monkeypatch.setattr(connect, "open_api", opened)

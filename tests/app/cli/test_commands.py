@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from app.client.rest import Api
 from app.web.deps import Services
 from tests.app.cli.conftest import Run
 from tests.support.workers import working
@@ -76,6 +75,7 @@ def test_hub_ids_become_downloads(run_json: RunJson, project: str) -> None:
     assert made["state"] == "registering"
 
 
+@pytest.mark.slow
 def test_an_import_prints_a_funnel_that_adds_up(
     run: Run, run_json: RunJson, project: str, parts: Services, tmp_path: Path
 ) -> None:
@@ -92,12 +92,12 @@ def test_an_import_prints_a_funnel_that_adds_up(
         "duplicates": 1,
         "joined": 0,
         "skipped": {},
-        "quarantined": {"not_json": 1},
+        "quarantined": {"json_truncated": 1},
         "folded": 0,
         "conversations": 4,
         "targets": 4,
     }
-    assert "1 quarantined, not json" in shown
+    assert "1 quarantined, json truncated" in shown
     assert "traffic@2 is a draft" in shown
     assert (frozen["state"], frozen["number"], frozen["dataset_name"]) == ("frozen", 1, "traffic")
     again = run("datasets", "freeze", "traffic@1", "--project", project, exit_code=1)
@@ -109,7 +109,7 @@ def test_an_import_prints_a_funnel_that_adds_up(
 
 @pytest.mark.slow
 def test_checkpoints_are_registered_pruned_or_fail_with_their_reason(
-    run: Run, run_json: RunJson, project: str, parts: Services, tmp_path: Path, api: Api
+    run: Run, run_json: RunJson, project: str, parts: Services, tmp_path: Path
 ) -> None:
     save_checkpoint(llama(), tokenizer(), tmp_path / "teacher")
     (tmp_path / "empty").mkdir()

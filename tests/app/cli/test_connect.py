@@ -50,7 +50,8 @@ def test_reading_needs_no_server(home: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert "is being read already" in refused.stderr
 
 
-def test_a_server_that_is_not_there_is_named(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("home")
+def test_a_server_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STILLHOUSE_URL", "http://127.0.0.1:9")
     refused = CliRunner().invoke(cli, ["projects", "create", "x"])
     assert refused.exit_code == 3

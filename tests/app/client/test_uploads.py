@@ -7,7 +7,6 @@ import httpx
 import pytest
 from anyio.from_thread import start_blocking_portal
 from fastapi import FastAPI
-from sqlalchemy.orm import Session
 
 from app.accounts import service as accounts
 from app.cli.connect import InProcess
@@ -42,7 +41,7 @@ class Cutting(httpx.BaseTransport):
 
 
 @pytest.fixture
-def line(app: FastAPI, parts: Services) -> Iterator[Cutting]:
+def line(app: FastAPI) -> Iterator[Cutting]:
     with start_blocking_portal() as portal:
         yield Cutting(InProcess(app, portal))
 
@@ -71,7 +70,7 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_lost_requests_and_answers_cost_no_byte(api: Api, line: Cutting, file: Path) -> None:
     line.lose_request, line.lose_answer = {2, 3}, {5}
     seen: list[int] = []
-    made = upload_file(api, "tickets", file, lambda done, total: seen.append(done))
+    made = upload_file(api, "tickets", file, lambda done, _total: seen.append(done))
     assert (made["state"], made["sha256"]) == ("uploaded", file_sha256(file))
     assert line.patches == 11 + 2, "eleven pieces; two were sent twice"
     assert seen == sorted(seen)
@@ -122,9 +121,7 @@ def test_another_file_of_that_name_and_size_is_not_mixed_in(
     assert [u["id"] for u in api.get("/projects/tickets/uploads")] == [made["id"]]
 
 
-def test_refusals_and_silence_are_told_apart(
-    api: Api, line: Cutting, file: Path, session: Session
-) -> None:
+def test_refusals_and_silence_are_told_apart(api: Api, file: Path) -> None:
     with pytest.raises(Refused, match="no project") as refused:
         upload_file(api, "nothing", file)
     assert refused.value.status == 404
