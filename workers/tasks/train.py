@@ -1,6 +1,6 @@
 """Train a run's student; the result becomes a checkpoint of the project."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +10,29 @@ from app.jobs.lease import Claim
 from app.runs import service as runs
 from app.settings import Settings
 from app.specs.checkpoint import CheckpointCard
+from app.specs.conversation import Conversation
 from app.specs.jobs import JobKind, TrainJob
 from app.teacher_cache import service as cache
 from workers.distill.batches import BatchSource, Collator
+from workers.distill.callbacks import Callbacks
 from workers.distill.checkpoints import load_model, read_card, save_checkpoint
+from workers.distill.errors import TokenizerError
 from workers.distill.rendering import Renderer
 from workers.distill.teacher_shards import ShardLookup
-from workers.distill.tokenizers import load_tokenizer, vocabulary_size
+from workers.distill.tokenizers import load_tokenizer, tokenizer_verdict, vocabulary_size
 from workers.distill.trainer import train
 from workers.job.task import BodyContext, Inputs, Task
 from workers.tasks.sets import NoParts, checkpoint_folder, read_conversations, version_path
+
+PROBES = 64
+"""Conversations whose texts both tokenizers encode before training starts."""
 
 
 class TrainInputs(Inputs):
     job: TrainJob
     student: str
+    teacher: str | None
+    """Given where its rows are trained on: the tokenizers are then compared on real texts."""
     conversations: str
     shards: tuple[str, ...]
 
@@ -37,13 +45,15 @@ class TrainTask(NoParts):
         job = TrainJob.model_validate(spec)
         student, _ = checkpoint_folder(session, job.run.student_id, settings)
         shards: list[Path] = []
+        teacher = None
         if job.run.training.objective.needs_teacher and job.run.teacher_id is not None:
-            _, card = checkpoint_folder(session, job.run.teacher_id, settings)
+            teacher, card = checkpoint_folder(session, job.run.teacher_id, settings)
             space = cache.space_of(card, job.run.capture)
             shards = cache.shard_paths(session, space.address, settings)
         return TrainInputs(
             job=job,
             student=student,
+            teacher=teacher,
             conversations=version_path(session, job.run.dataset_version_id, settings),
             shards=tuple(str(path) for path in shards),
         )
@@ -54,10 +64,13 @@ class TrainTask(NoParts):
         folder = Path(inputs.student)
         tokenizer, model = load_tokenizer(folder), load_model(folder)
         renderer = Renderer(tokenizer, spec.render)
-        sets = {
-            split: renderer.render_all(read_conversations(inputs.conversations, (split,))).rendered
+        read = {
+            split: read_conversations(inputs.conversations, (split,))
             for split in ("train", "validation")
         }
+        if inputs.teacher is not None:
+            assert_same_ids(Path(inputs.teacher), folder, read["train"], context.callbacks)
+        sets = {split: renderer.render_all(found).rendered for split, found in read.items()}
         lookup = ShardLookup([Path(p) for p in inputs.shards], inputs.job.run.capture.temperatures)
         with lookup:
             batches = BatchSource(
@@ -100,6 +113,26 @@ class TrainTask(NoParts):
 
     def failed(self, session: Session, held: Claim, message: str) -> None:
         del session, held, message  # the run shows its job's error
+
+
+def assert_same_ids(
+    teacher: Path, student: Path, conversations: Sequence[Conversation], calls: Callbacks
+) -> None:
+    """Compare two tokenizers on the project's own texts. Errors: TokenizerError with the verdict.
+
+    The web compared their fingerprints when the run was started; this is the proof.
+    """
+    probes = [m.content for c in conversations[:PROBES] for m in c.messages if m.content]
+    verdict = tokenizer_verdict(
+        load_tokenizer(teacher),
+        load_tokenizer(student),
+        probes=probes,
+        teacher_vocabulary=read_card(teacher).vocabulary,
+        student_vocabulary=read_card(student).vocabulary,
+    )
+    if not verdict.logits_allowed:
+        raise TokenizerError(verdict.sentence)
+    calls.log(verdict.sentence)
 
 
 TASKS: dict[JobKind, Task] = {JobKind.TRAIN: TrainTask()}
