@@ -33,6 +33,8 @@ class TrainInputs(Inputs):
     student: str
     teacher: str | None
     """Given where its rows are trained on: the tokenizers are then compared on real texts."""
+    embedding_rows: tuple[int, int]
+    """The teacher's and the student's, padding included."""
     conversations: str
     shards: tuple[str, ...]
 
@@ -43,17 +45,20 @@ class TrainTask(NoParts):
 
     def load(self, session: Session, spec: Mapping[str, Any], settings: Settings) -> Inputs:
         job = TrainJob.model_validate(spec)
-        student, _ = checkpoint_folder(session, job.run.student_id, settings)
+        student, card = checkpoint_folder(session, job.run.student_id, settings)
+        rows = (card.vocabulary, card.vocabulary)
         shards: list[Path] = []
         teacher = None
         if job.run.training.objective.needs_teacher and job.run.teacher_id is not None:
             teacher, card = checkpoint_folder(session, job.run.teacher_id, settings)
+            rows = (card.vocabulary, rows[1])
             space = cache.space_of(card, job.run.capture)
             shards = cache.shard_paths(session, space.address, settings)
         return TrainInputs(
             job=job,
             student=student,
             teacher=teacher,
+            embedding_rows=rows,
             conversations=version_path(session, job.run.dataset_version_id, settings),
             shards=tuple(str(path) for path in shards),
         )
@@ -69,7 +74,7 @@ class TrainTask(NoParts):
             for split in ("train", "validation")
         }
         if inputs.teacher is not None:
-            assert_same_ids(Path(inputs.teacher), folder, read["train"], context.callbacks)
+            assert_same_ids(inputs, read["train"], calls)
         sets = {split: renderer.render_all(found).rendered for split, found in read.items()}
         lookup = ShardLookup([Path(p) for p in inputs.shards], inputs.job.run.capture.temperatures)
         with lookup:
@@ -116,7 +121,7 @@ class TrainTask(NoParts):
 
 
 def assert_same_ids(
-    teacher: Path, student: Path, conversations: Sequence[Conversation], calls: Callbacks
+    inputs: TrainInputs, conversations: Sequence[Conversation], calls: Callbacks
 ) -> None:
     """Compare two tokenizers on the project's own texts. Errors: TokenizerError with the verdict.
 
@@ -124,11 +129,11 @@ def assert_same_ids(
     """
     probes = [m.content for c in conversations[:PROBES] for m in c.messages if m.content]
     verdict = tokenizer_verdict(
-        load_tokenizer(teacher),
-        load_tokenizer(student),
+        load_tokenizer(Path(inputs.teacher or inputs.student)),
+        load_tokenizer(Path(inputs.student)),
         probes=probes,
-        teacher_vocabulary=read_card(teacher).vocabulary,
-        student_vocabulary=read_card(student).vocabulary,
+        teacher_vocabulary=inputs.embedding_rows[0],
+        student_vocabulary=inputs.embedding_rows[1],
     )
     if not verdict.logits_allowed:
         raise TokenizerError(verdict.sentence)
