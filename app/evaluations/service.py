@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 from sqlalchemy import select
@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 from app.datasets.models import DatasetVersion
 from app.errors import Conflict, NotFound
 from app.evaluations.models import Evaluation, EvaluationMetric
+from app.jobs.endings import when_unfinished
 from app.jobs.models import Job
 from app.jobs.service import JobRequest, enqueue
 from app.metrics.comparison import Comparison, EvaluationRole, EvaluationRow, compare
@@ -160,9 +161,11 @@ def _metric(evaluation_id: int, sums: MetricSums) -> EvaluationMetric:
     )
 
 
-def failed(session: Session, evaluation_id: int) -> None:
-    row = session.get(Evaluation, evaluation_id)
-    if row is not None:
+@when_unfinished(JobKind.EVALUATE)
+def unfinished(session: Session, spec: dict[str, Any], message: str) -> None:
+    del message  # the job's own state says it
+    row = session.get(Evaluation, spec["evaluation_id"])
+    if row is not None and row.state != "done":
         row.state = "failed"
         session.flush()
 

@@ -84,8 +84,5 @@ class PrecomputeTask:
         del held, settings
         service.report(session, result["address"], CacheReport.model_validate(result["report"]))
 
-    def failed(self, session: Session, held: Claim, message: str) -> None:
-        del session, held, message  # the job's own state says it
-
 
 TASKS: dict[JobKind, Task] = {JobKind.PRECOMPUTE: PrecomputeTask()}

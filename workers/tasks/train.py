@@ -98,8 +98,5 @@ class TrainTask(NoParts):
         card = CheckpointCard.model_validate(result["card"])
         runs.trained(session, held.spec["run_id"], card, Path(result["folder"]), settings)
 
-    def failed(self, session: Session, held: Claim, message: str) -> None:
-        del session, held, message  # the run shows its job's error
-
 
 TASKS: dict[JobKind, Task] = {JobKind.TRAIN: TrainTask()}
