@@ -7,17 +7,19 @@ from typing import Any, Literal
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from app.checkpoints import service as checkpoints
 from app.datasets import queries
 from app.datasets.models import Dataset, DatasetVersion, Upload
-from app.datasets.schemas import ImportRequest
+from app.datasets.schemas import GenerationRequest, ImportRequest
 from app.errors import Conflict, InvalidInput, NotFound, PayloadTooLarge
 from app.jobs.endings import when_unfinished
+from app.jobs.models import Job
 from app.jobs.service import JobRequest, enqueue
 from app.projects.models import Project
 from app.settings import Settings
 from app.specs.conversation import ImportFunnel, InspectReport
 from app.specs.fingerprint import file_sha256
-from app.specs.jobs import FreezeJob, ImportJob, InspectJob, JobKind
+from app.specs.jobs import FreezeJob, GenerateJob, ImportJob, InspectJob, JobKind
 from app.storage import uploads as files
 from app.storage.blobs import LocalBlobs
 
@@ -39,7 +41,7 @@ def start_upload(
     filename: str,
     size: int,
     settings: Settings,
-    origin: Literal["browser", "cli", "generated"] = "browser",
+    origin: Literal["browser", "cli"] = "browser",
 ) -> Upload:
     """Make the upload's row and its empty file. Raises PayloadTooLarge, InvalidInput."""
     if size > settings.max_upload_bytes:
@@ -50,7 +52,7 @@ def start_upload(
     name = Path(filename.replace("\\", "/")).name.strip()[:MAX_NAME] or "upload"
     upload = Upload(
         project_id=project.id,
-        key=secrets.token_urlsafe(24).replace("-", "_").strip("_") + "0",
+        key=_new_key(),
         filename=name,
         size=size,
         state="uploading",
@@ -60,6 +62,10 @@ def start_upload(
     session.add(upload)
     session.flush()
     return upload
+
+
+def _new_key() -> str:
+    return secrets.token_urlsafe(24).replace("-", "_").strip("_") + "0"
 
 
 def upload_by_key(session: Session, project_id: int, key: str) -> Upload:
@@ -296,6 +302,46 @@ def hash_upload(settings: Settings, key: str) -> str:
     return file_sha256(upload_path(settings, key))
 
 
+def start_generation(
+    session: Session, project: Project, data: GenerationRequest, *, owner: str
+) -> Upload:
+    """Ask for a checkpoint's answers; return the upload that they will fill."""
+    checkpoint = checkpoints.named(session, project.id, data.checkpoint)
+    checkpoints.require_ready(session, checkpoint.id)
+    found = queries.uploads_by_id(session, project.id, [data.prompts_upload_id])
+    if not found:
+        raise NotFound("The upload of prompts is not in this project. Send the file again.")
+    prompts = found[0]
+    if prompts.state == "uploading":
+        raise Conflict(f"“{prompts.filename}” is not stored yet. Wait for the end of the upload.")
+    name = f"{Path(prompts.filename).name.split('.')[0]}-answers.jsonl"
+    upload = Upload(
+        project_id=project.id,
+        key=_new_key(),
+        filename=name[-MAX_NAME:],
+        state="uploading",
+        origin="generated",
+    )
+    session.add(upload)
+    session.flush()
+    spec = GenerateJob(
+        checkpoint_id=checkpoint.id,
+        output_upload_id=upload.id,
+        **data.model_dump(exclude={"checkpoint"}),
+    )
+    request = JobRequest(
+        kind=JobKind.GENERATE,
+        spec=spec,
+        stream=f"upload:{upload.id}",
+        title=f"Answer {prompts.filename} with {checkpoint.name}",
+        project_id=project.id,
+        owner=owner,
+    )
+    upload.job_id = enqueue(session, request).id
+    session.flush()
+    return upload
+
+
 def fill_upload(session: Session, upload_id: int, made: Path, settings: Settings) -> None:
     """Give a generated upload its content, and ask for a look at its first records."""
     upload = session.get(Upload, upload_id)
@@ -305,5 +351,27 @@ def fill_upload(session: Session, upload_id: int, made: Path, settings: Settings
     target.parent.mkdir(parents=True, exist_ok=True)
     made.replace(target)
     target.chmod(0o600)
-    upload.size = target.stat().st_size
+    upload.size, upload.error = target.stat().st_size, None
+    upload.state = "uploading"  # also after a failed attempt that was started again
+    session.flush()
     finish_upload(session, upload_id, sha256=hash_upload(settings, upload.key), owner="generated")
+
+
+def retried(session: Session, again: Job) -> None:
+    """Point the subject of a retried job at the new job: an upload or a version."""
+    spec = again.spec
+    if again.kind == JobKind.INSPECT:
+        upload = session.get(Upload, spec["upload_id"])
+        if upload is not None:
+            upload.state, upload.error, upload.job_id = "uploaded", None, again.id
+    elif again.kind == JobKind.GENERATE:
+        upload = session.get(Upload, spec["output_upload_id"])
+        if upload is not None:
+            upload.state, upload.error, upload.job_id = "uploading", None, again.id
+    else:
+        version = _locked(session, spec["dataset_version_id"])
+        _changeable(version)
+        version.error, version.job_id = None, again.id
+        if again.kind == JobKind.IMPORT:
+            version.state = "importing"
+    session.flush()

@@ -229,3 +229,12 @@ def compare_group(session: Session, project: Project, group: str | None) -> Comp
         deciding_metric=project.deciding_metric,
         tolerance=shown_tolerance(project),
     )
+
+
+def retried(session: Session, again: Job) -> None:
+    """Let a retried job fill its evaluation, which is pending again."""
+    row = session.get(Evaluation, again.spec["evaluation_id"])
+    if row is None:
+        raise NotFound("The evaluation was removed; start a run that needs it.")
+    row.state, row.job_id = "pending", again.id
+    session.flush()

@@ -27,6 +27,8 @@ class TrainInputs(Inputs):
     student: str
     conversations: str
     shards: tuple[str, ...]
+    licence: str | None
+    """The student's: what is trained from it stays under it."""
 
 
 class TrainTask(NoParts):
@@ -35,7 +37,7 @@ class TrainTask(NoParts):
 
     def load(self, session: Session, spec: Mapping[str, Any], settings: Settings) -> Inputs:
         job = TrainJob.model_validate(spec)
-        student, _ = checkpoint_folder(session, job.run.student_id, settings)
+        student, student_card = checkpoint_folder(session, job.run.student_id, settings)
         shards: list[Path] = []
         if job.run.training.objective.needs_teacher and job.run.teacher_id is not None:
             _, card = checkpoint_folder(session, job.run.teacher_id, settings)
@@ -46,6 +48,7 @@ class TrainTask(NoParts):
             student=student,
             conversations=version_path(session, job.run.dataset_version_id, settings),
             shards=tuple(str(path) for path in shards),
+            licence=student_card.licence,
         )
 
     def run(self, inputs: TrainInputs, context: BodyContext) -> dict[str, Any]:
@@ -88,7 +91,7 @@ class TrainTask(NoParts):
         if made is None:  # stopped: what it had learned is kept, if "keep" was asked for
             made = context.workdir / "checkpoint"
             save_checkpoint(model, tokenizer, made)
-        card = read_card(made)
+        card = read_card(made, licence=inputs.licence)
         values = {"steps": result.steps, "tokens": result.tokens, "seconds": result.seconds}
         return {"folder": str(made.absolute()), "card": card.model_dump(mode="json"), **values}
 
