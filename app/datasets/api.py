@@ -15,6 +15,7 @@ from app.datasets.schemas import (
     ConversationFilter,
     ConversationOut,
     ConversationPage,
+    GenerationRequest,
     ImportRequest,
     UploadOut,
     VersionOut,
@@ -126,6 +127,15 @@ async def tus_patch(
 def tus_delete(request: Request, upload: UploadDep, session: SessionDep) -> Response:
     service.drop_upload(session, upload, services(request).settings)
     return Response(status_code=204, headers=TUS)
+
+
+@router.post("/generations", status_code=202, dependencies=WRITE)
+def start_generation(
+    project: ProjectDep, data: GenerationRequest, session: SessionDep, user: CurrentUser
+) -> UploadOut:
+    """Let a checkpoint answer prompts; the answer is the upload they become, with its job."""
+    made = service.start_generation(session, project, data, owner=user.name)
+    return UploadOut.model_validate(made)
 
 
 @router.post("/imports", status_code=202, dependencies=WRITE)

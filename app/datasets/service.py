@@ -2,21 +2,24 @@
 
 import secrets
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from app.checkpoints import service as checkpoints
 from app.datasets import queries
 from app.datasets.models import Dataset, DatasetVersion, Upload
-from app.datasets.schemas import ImportRequest
+from app.datasets.schemas import GenerationRequest, ImportRequest
 from app.errors import Conflict, InvalidInput, NotFound, PayloadTooLarge
+from app.jobs.endings import when_unfinished
+from app.jobs.models import Job
 from app.jobs.service import JobRequest, enqueue
 from app.projects.models import Project
 from app.settings import Settings
 from app.specs.conversation import ImportFunnel, InspectReport
 from app.specs.fingerprint import file_sha256
-from app.specs.jobs import FreezeJob, ImportJob, InspectJob, JobKind
+from app.specs.jobs import FreezeJob, GenerateJob, ImportJob, InspectJob, JobKind
 from app.storage import uploads as files
 from app.storage.blobs import LocalBlobs
 
@@ -38,7 +41,7 @@ def start_upload(
     filename: str,
     size: int,
     settings: Settings,
-    origin: Literal["browser", "cli", "generated"] = "browser",
+    origin: Literal["browser", "cli"] = "browser",
 ) -> Upload:
     """Make the upload's row and its empty file. Raises PayloadTooLarge, InvalidInput."""
     if size > settings.max_upload_bytes:
@@ -49,7 +52,7 @@ def start_upload(
     name = Path(filename.replace("\\", "/")).name.strip()[:MAX_NAME] or "upload"
     upload = Upload(
         project_id=project.id,
-        key=secrets.token_urlsafe(24).replace("-", "_").strip("_") + "0",
+        key=_new_key(),
         filename=name,
         size=size,
         state="uploading",
@@ -59,6 +62,10 @@ def start_upload(
     session.add(upload)
     session.flush()
     return upload
+
+
+def _new_key() -> str:
+    return secrets.token_urlsafe(24).replace("-", "_").strip("_") + "0"
 
 
 def upload_by_key(session: Session, project_id: int, key: str) -> Upload:
@@ -214,9 +221,19 @@ def inspected(session: Session, upload_id: int, report: InspectReport) -> None:
         session.flush()
 
 
-def inspect_failed(session: Session, upload_id: int, message: str) -> None:
+@when_unfinished(JobKind.INSPECT)
+def inspect_unfinished(session: Session, spec: dict[str, Any], message: str) -> None:
+    _upload_failed(session, spec["upload_id"], message)
+
+
+@when_unfinished(JobKind.GENERATE)
+def generate_unfinished(session: Session, spec: dict[str, Any], message: str) -> None:
+    _upload_failed(session, spec["output_upload_id"], message)
+
+
+def _upload_failed(session: Session, upload_id: int, message: str) -> None:
     upload = session.get(Upload, upload_id)
-    if upload is not None:
+    if upload is not None and upload.state != "inspected":
         upload.state, upload.error = "failed", message
         session.flush()
 
@@ -233,9 +250,10 @@ def imported(
     session.flush()
 
 
-def import_failed(session: Session, version_id: int, message: str) -> None:
-    version = session.get(DatasetVersion, version_id)
-    if version is not None and version.state == "importing":
+@when_unfinished(JobKind.IMPORT)
+def import_unfinished(session: Session, spec: dict[str, Any], message: str) -> None:
+    version = session.get(DatasetVersion, spec["dataset_version_id"])
+    if version is not None and version.state in ("importing", "failed"):
         version.state, version.error = "failed", message
         session.flush()
 
@@ -252,8 +270,9 @@ def frozen(session: Session, version_id: int, content_sha256: str) -> None:
     session.flush()
 
 
-def freeze_failed(session: Session, version_id: int, message: str) -> None:
-    version = session.get(DatasetVersion, version_id)
+@when_unfinished(JobKind.FREEZE)
+def freeze_unfinished(session: Session, spec: dict[str, Any], message: str) -> None:
+    version = session.get(DatasetVersion, spec["dataset_version_id"])
     if version is not None and version.state == "draft":
         version.error = message
         session.flush()
@@ -283,6 +302,46 @@ def hash_upload(settings: Settings, key: str) -> str:
     return file_sha256(upload_path(settings, key))
 
 
+def start_generation(
+    session: Session, project: Project, data: GenerationRequest, *, owner: str
+) -> Upload:
+    """Ask for a checkpoint's answers; return the upload that they will fill."""
+    checkpoint = checkpoints.named(session, project.id, data.checkpoint)
+    checkpoints.require_ready(session, checkpoint.id)
+    found = queries.uploads_by_id(session, project.id, [data.prompts_upload_id])
+    if not found:
+        raise NotFound("The upload of prompts is not in this project. Send the file again.")
+    prompts = found[0]
+    if prompts.state == "uploading":
+        raise Conflict(f"“{prompts.filename}” is not stored yet. Wait for the end of the upload.")
+    name = f"{Path(prompts.filename).name.split('.')[0]}-answers.jsonl"
+    upload = Upload(
+        project_id=project.id,
+        key=_new_key(),
+        filename=name[-MAX_NAME:],
+        state="uploading",
+        origin="generated",
+    )
+    session.add(upload)
+    session.flush()
+    spec = GenerateJob(
+        checkpoint_id=checkpoint.id,
+        output_upload_id=upload.id,
+        **data.model_dump(exclude={"checkpoint"}),
+    )
+    request = JobRequest(
+        kind=JobKind.GENERATE,
+        spec=spec,
+        stream=f"upload:{upload.id}",
+        title=f"Answer {prompts.filename} with {checkpoint.name}",
+        project_id=project.id,
+        owner=owner,
+    )
+    upload.job_id = enqueue(session, request).id
+    session.flush()
+    return upload
+
+
 def fill_upload(session: Session, upload_id: int, made: Path, settings: Settings) -> None:
     """Give a generated upload its content, and ask for a look at its first records."""
     upload = session.get(Upload, upload_id)
@@ -292,5 +351,27 @@ def fill_upload(session: Session, upload_id: int, made: Path, settings: Settings
     target.parent.mkdir(parents=True, exist_ok=True)
     made.replace(target)
     target.chmod(0o600)
-    upload.size = target.stat().st_size
+    upload.size, upload.error = target.stat().st_size, None
+    upload.state = "uploading"  # also after a failed attempt that was started again
+    session.flush()
     finish_upload(session, upload_id, sha256=hash_upload(settings, upload.key), owner="generated")
+
+
+def retried(session: Session, again: Job) -> None:
+    """Point the subject of a retried job at the new job: an upload or a version."""
+    spec = again.spec
+    if again.kind == JobKind.INSPECT:
+        upload = session.get(Upload, spec["upload_id"])
+        if upload is not None:
+            upload.state, upload.error, upload.job_id = "uploaded", None, again.id
+    elif again.kind == JobKind.GENERATE:
+        upload = session.get(Upload, spec["output_upload_id"])
+        if upload is not None:
+            upload.state, upload.error, upload.job_id = "uploading", None, again.id
+    else:
+        version = _locked(session, spec["dataset_version_id"])
+        _changeable(version)
+        version.error, version.job_id = None, again.id
+        if again.kind == JobKind.IMPORT:
+            version.state = "importing"
+    session.flush()

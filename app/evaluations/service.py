@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 from sqlalchemy import select
@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 from app.datasets.models import DatasetVersion
 from app.errors import Conflict, NotFound
 from app.evaluations.models import Evaluation, EvaluationMetric
+from app.jobs.endings import when_unfinished
 from app.jobs.models import Job
 from app.jobs.service import JobRequest, enqueue
 from app.metrics.comparison import Comparison, EvaluationRole, EvaluationRow, compare
@@ -188,9 +189,11 @@ def _metric(evaluation_id: int, sums: MetricSums) -> EvaluationMetric:
     )
 
 
-def failed(session: Session, evaluation_id: int) -> None:
-    row = session.get(Evaluation, evaluation_id)
-    if row is not None:
+@when_unfinished(JobKind.EVALUATE)
+def unfinished(session: Session, spec: dict[str, Any], message: str) -> None:
+    del message  # the job's own state says it
+    row = session.get(Evaluation, spec["evaluation_id"])
+    if row is not None and row.state != "done":
         row.state = "failed"
         session.flush()
 
@@ -254,3 +257,12 @@ def compare_group(session: Session, project: Project, group: str | None) -> Comp
         deciding_metric=project.deciding_metric,
         tolerance=shown_tolerance(project),
     )
+
+
+def retried(session: Session, again: Job) -> None:
+    """Let a retried job fill its evaluation, which is pending again."""
+    row = session.get(Evaluation, again.spec["evaluation_id"])
+    if row is None:
+        raise NotFound("The evaluation was removed; start a run that needs it.")
+    row.state, row.job_id = "pending", again.id
+    session.flush()

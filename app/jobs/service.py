@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 from app.db.hooks import signal_after_commit
 from app.errors import Conflict, NotFound
 from app.events.append import append
+from app.jobs.endings import unfinished
 from app.jobs.models import Job, JobAttempt, JobDependency, JobLease
 from app.specs.base import Spec
 from app.specs.fingerprint import fingerprint
@@ -119,11 +120,13 @@ def end(
     error: str | None = None,
     message: str | None = None,
 ) -> None:
-    """Move a job to a terminal state; wake or fail what waits for it."""
+    """Move a job to a terminal state; tell its domain; wake or fail what waits for it."""
     job.state = state
     job.error = error
     job.error_message = message
     job.ended_at = session.scalar(select(NOW))
+    if state != JobState.SUCCEEDED:
+        unfinished(session, job.kind, job.spec, message or "It was cancelled.")
     session.flush()
     announce(session, job)
     _settle_dependents(session, job)

@@ -86,8 +86,5 @@ class PrecomputeTask:
         found = CacheReport.model_validate(result["report"])
         service.captured(session, result["address"], job, found)
 
-    def failed(self, session: Session, held: Claim, message: str) -> None:
-        del session, held, message  # the job's own state says it
-
 
 TASKS: dict[JobKind, Task] = {JobKind.PRECOMPUTE: PrecomputeTask()}

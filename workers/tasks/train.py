@@ -37,6 +37,8 @@ class TrainInputs(Inputs):
     """The teacher's and the student's, padding included."""
     conversations: str
     shards: tuple[str, ...]
+    licence: str | None
+    """The student's: what is trained from it stays under it."""
 
 
 class TrainTask(NoParts):
@@ -45,8 +47,8 @@ class TrainTask(NoParts):
 
     def load(self, session: Session, spec: Mapping[str, Any], settings: Settings) -> Inputs:
         job = TrainJob.model_validate(spec)
-        student, card = checkpoint_folder(session, job.run.student_id, settings)
-        rows = (card.vocabulary, card.vocabulary)
+        student, student_card = checkpoint_folder(session, job.run.student_id, settings)
+        rows = (student_card.vocabulary, student_card.vocabulary)
         shards: list[Path] = []
         teacher = None
         if job.run.training.objective.needs_teacher and job.run.teacher_id is not None:
@@ -61,6 +63,7 @@ class TrainTask(NoParts):
             embedding_rows=rows,
             conversations=version_path(session, job.run.dataset_version_id, settings),
             shards=tuple(str(path) for path in shards),
+            licence=student_card.licence,
         )
 
     def run(self, inputs: TrainInputs, context: BodyContext) -> dict[str, Any]:
@@ -106,7 +109,7 @@ class TrainTask(NoParts):
         if made is None:  # stopped: what it had learned is kept, if "keep" was asked for
             made = context.workdir / "checkpoint"
             save_checkpoint(model, tokenizer, made)
-        card = read_card(made)
+        card = read_card(made, licence=inputs.licence)
         values = {"steps": result.steps, "tokens": result.tokens, "seconds": result.seconds}
         return {"folder": str(made.absolute()), "card": card.model_dump(mode="json"), **values}
 
@@ -115,9 +118,6 @@ class TrainTask(NoParts):
     ) -> None:
         card = CheckpointCard.model_validate(result["card"])
         runs.trained(session, held.spec["run_id"], card, Path(result["folder"]), settings)
-
-    def failed(self, session: Session, held: Claim, message: str) -> None:
-        del session, held, message  # the run shows its job's error
 
 
 def assert_same_ids(
