@@ -82,12 +82,17 @@ def make_tiny(target: Path, texts: Iterable[str], *, seed: int = 0) -> None:
 def texts_in(path: Path) -> Iterator[str]:
     """Yield what the messages of fine-tune JSONL say; another line is a text as it stands."""
     for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            said = json.loads(line)["messages"]
-        except (ValueError, TypeError, KeyError):
-            yield line
-        else:
-            yield from (str(m.get("content") or "") for m in said)
+        said = _messages(line)
+        yield from [line] if said is None else (str(m.get("content") or "") for m in said)
+
+
+def _messages(line: str) -> list[dict[str, Any]] | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    said = record.get("messages") if isinstance(record, dict) else None
+    return said if isinstance(said, list) else None
 
 
 def main() -> None:
