@@ -9,6 +9,7 @@ validation` (the default) draws other tickets than the demo does; `--stage test`
 import argparse
 import json
 import resource
+import shutil
 import statistics
 import sys
 import time
@@ -38,7 +39,7 @@ from workers.distill.evaluation.run import run_evaluation
 from workers.distill.generate import generate
 from workers.distill.rendering import Renderer
 from workers.distill.students.prune import prune
-from workers.distill.students.tiny import make_tiny
+from workers.distill.students.tiny import make_tiny_teacher
 from workers.distill.teacher_shards import ShardLookup
 from workers.distill.teachers import LocalTeacher
 from workers.distill.tokenizers import load_tokenizer, vocabulary_size
@@ -126,7 +127,8 @@ class Bench:
             if self.setting.name == "real":
                 import_folder(packaged_gguf(), target, Silent())
             else:
-                make_tiny(target, (m.content for c in self.tickets.tune for m in c.messages))
+                texts = [m.content for c in self.tickets.tune for m in c.messages]
+                make_tiny_teacher(target, texts)
         return target
 
     def teacher(self) -> tuple[Path, Facts]:
@@ -294,12 +296,13 @@ def fit(
     train_set, held_out = (renderer.render_all(s).rendered for s in sets)
     batches = BatchSource(train_set, lookup, spec.objective, spec.schedule, spec.seed)
     collate, size = Collator(lookup, spec.objective), spec.schedule.batch_size
+    workdir = target.with_name(f"{target.name}.work")
     result = train(
         model,
         batches,
         spec,
         callbacks=Spoken(name),
-        workdir=target.with_name(f"{target.name}.work"),
+        workdir=workdir,
         tokenizer=tokenizer,
         validation=[collate(held_out[i : i + size]) for i in range(0, len(held_out), size)],
         vocabulary=vocabulary_size(tokenizer),
@@ -308,6 +311,7 @@ def fit(
         raise RuntimeError(f"{name} ended without a checkpoint")
     target.parent.mkdir(parents=True, exist_ok=True)
     result.folder.rename(target)
+    shutil.rmtree(workdir)
     return {
         "conversations": len(train_set),
         "epochs": round(batches.epochs, 2),

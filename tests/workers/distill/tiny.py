@@ -4,12 +4,15 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
 from app.demo.tickets import made_tickets
 from app.specs.conversation import Conversation
 from app.specs.teacher import CaptureProfile
 from app.specs.training import RenderSpec
 from workers.distill.rendering import Renderer
-from workers.distill.students.tiny import byte_tokenizer, tiny_llama
+from workers.distill.students.tiny import byte_level_tokenizer
 from workers.distill.teachers import LocalTeacher
 from workers.distill.values import RenderedConversation, TargetRows
 
@@ -22,14 +25,27 @@ def tickets(count: int, seed: int = 0) -> tuple[Conversation, ...]:
 @functools.cache
 def tokenizer() -> Any:
     """Return a byte-level BPE of 512 entries, trained on the task, EOS `<|im_end|>`."""
-    return byte_tokenizer(m.content for c in tickets(300) for m in c.messages)
+    return byte_level_tokenizer([m.content for c in tickets(300) for m in c.messages])
 
 
 def llama(
     *, hidden: int = 32, layers: int = 2, heads: int = 4, seed: int = 0, tied: bool = True
 ) -> Any:
     """Return a random llama-type model for the tokenizer; 2 query heads a key/value head."""
-    return tiny_llama(tokenizer(), hidden=hidden, layers=layers, heads=heads, seed=seed, tied=tied)
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer()),
+        hidden_size=hidden,
+        intermediate_size=3 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=max(1, heads // 2),
+        max_position_embeddings=256,
+        tie_word_embeddings=tied,
+        bos_token_id=None,
+        eos_token_id=tokenizer().eos_token_id,
+    )
+    return LlamaForCausalLM(config).eval()
 
 
 def rendered(conversations: Sequence[Conversation]) -> tuple[RenderedConversation, ...]:
