@@ -18,6 +18,8 @@ from app.accounts import routes as accounts_routes
 from app.accounts import service as accounts
 from app.checkpoints import api as checkpoints_api
 from app.checkpoints import routes as checkpoints_routes
+from app.dashboard import api as dashboard_api
+from app.dashboard import runs_api
 from app.datasets import api as datasets_api
 from app.jobs.nudge import Broker
 from app.projects import api as projects_api
@@ -39,6 +41,8 @@ ROUTERS: tuple[APIRouter, ...] = (
     checkpoints_routes.router,
     checkpoints_api.router,
     datasets_api.router,
+    dashboard_api.router,
+    runs_api.router,
 )
 
 

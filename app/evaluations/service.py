@@ -1,8 +1,9 @@
 """Ask for evaluations, keep what they measured, compare those of one set."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 from sqlalchemy import select
@@ -11,6 +12,7 @@ from sqlalchemy.orm import Session
 from app.datasets.models import DatasetVersion
 from app.errors import Conflict, NotFound
 from app.evaluations.models import Evaluation, EvaluationMetric
+from app.jobs.endings import when_unfinished
 from app.jobs.models import Job
 from app.jobs.service import JobRequest, enqueue
 from app.metrics.comparison import Comparison, EvaluationRole, EvaluationRow, compare
@@ -19,23 +21,44 @@ from app.projects.models import Project
 from app.projects.service import shown_tolerance
 from app.runs import service as runs
 from app.runs.models import Run
+from app.runs.queries import RunView
 from app.settings import Settings
 from app.specs.evaluation import EvaluationReport, MetricSums
 from app.specs.fingerprint import fingerprint
-from app.specs.jobs import EvaluateJob, JobKind
+from app.specs.jobs import EvaluateJob, JobKind, JobState
 from app.specs.training import RenderSpec, RunSpec
 from app.storage.blobs import LocalBlobs
 
 
-def start_run(session: Session, project: Project, spec: RunSpec, *, owner: str) -> Run:
+def start_run(
+    session: Session,
+    project: Project,
+    spec: RunSpec,
+    *,
+    owner: str,
+    owner_id: int | None = None,
+    parent_id: int | None = None,
+) -> Run:
     """Start a run and what a table needs beside it: teacher and undistilled student, once a set."""
-    run, training = runs.start(session, project, spec, owner=owner)
-    made = _ask(session, run, spec, run.role, run.name, checkpoint_id=None, after=training)
+    run, training = runs.start(
+        session, project, spec, owner=owner, owner_id=owner_id, parent_id=parent_id
+    )
+    own = _Asked(run.role, run.name, None, training)
+    made = _ask(session, run, spec, own, owner=owner)
     runs.link(session, run, made, "evaluate")
     for role, checkpoint_id in (("teacher", spec.teacher_id), ("undistilled", spec.student_id)):
         if checkpoint_id is not None and spec.role != "fine_tune":
-            _ask(session, run, spec, role, role, checkpoint_id=checkpoint_id, after=None)
+            _ask(session, run, spec, _Asked(role, role, checkpoint_id, None), owner=owner)
     return run
+
+
+def retry_run(session: Session, view: RunView, *, owner: str) -> None:
+    """Try again what a run's failed or cancelled jobs left undone; its evaluation waits anew."""
+    for job in runs.retry(session, view, owner=owner):
+        if job.kind == JobKind.EVALUATE:
+            row = session.get_one(Evaluation, job.spec["evaluation_id"])
+            row.state, row.job_id = "pending", job.id
+    session.flush()
 
 
 def set_key(session: Session, spec: RunSpec) -> str:
@@ -53,16 +76,18 @@ def _render(spec: RunSpec) -> RenderSpec:
     return spec.training.render.model_copy(update={"answer": "logged"})
 
 
-def _ask(
-    session: Session,
-    run: Run,
-    spec: RunSpec,
-    role: str,
-    name: str,
-    *,
-    checkpoint_id: int | None,
-    after: Job | None,
-) -> Job:
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """One row of the table to be; without a checkpoint it is the run's own, after its training."""
+
+    role: str
+    name: str
+    checkpoint_id: int | None
+    after: Job | None
+
+
+def _ask(session: Session, run: Run, spec: RunSpec, asked: _Asked, *, owner: str) -> Job:
+    role, name, checkpoint_id, after = asked.role, asked.name, asked.checkpoint_id, asked.after
     key = set_key(session, spec)
     if checkpoint_id is not None:
         known = _known_job(session, run.project_id, checkpoint_id, key)
@@ -96,10 +121,11 @@ def _ask(
                 render=_render(spec),
                 evaluation=spec.evaluation,
             ),
-            stream=runs.stream_of(run.id),
+            # Teacher and undistilled student belong to every run of the set: not to one's page.
+            stream=runs.stream_of(run.id) if row.run_id else f"evaluation:{row.id}",
             title=f"Evaluate {name}",
             project_id=run.project_id,
-            owner=None,
+            owner=owner,
             depends_on=[after.id] if after is not None else [],
         ),
     )
@@ -118,7 +144,10 @@ def _known_job(session: Session, project_id: int, checkpoint_id: int, key: str) 
             Evaluation.checkpoint_id == checkpoint_id,
             Evaluation.set_key == key,
             Evaluation.state != "failed",
+            Job.state.not_in((JobState.FAILED, JobState.CANCELLED)),
         )
+        .order_by(Job.id.desc())
+        .limit(1)
     )
 
 
@@ -160,9 +189,11 @@ def _metric(evaluation_id: int, sums: MetricSums) -> EvaluationMetric:
     )
 
 
-def failed(session: Session, evaluation_id: int) -> None:
-    row = session.get(Evaluation, evaluation_id)
-    if row is not None:
+@when_unfinished(JobKind.EVALUATE)
+def unfinished(session: Session, spec: dict[str, Any], message: str) -> None:
+    del message  # the job's own state says it
+    row = session.get(Evaluation, spec["evaluation_id"])
+    if row is not None and row.state != "done":
         row.state = "failed"
         session.flush()
 
@@ -226,3 +257,12 @@ def compare_group(session: Session, project: Project, group: str | None) -> Comp
         deciding_metric=project.deciding_metric,
         tolerance=shown_tolerance(project),
     )
+
+
+def retried(session: Session, again: Job) -> None:
+    """Let a retried job fill its evaluation, which is pending again."""
+    row = session.get(Evaluation, again.spec["evaluation_id"])
+    if row is None:
+        raise NotFound("The evaluation was removed; start a run that needs it.")
+    row.state, row.job_id = "pending", again.id
+    session.flush()

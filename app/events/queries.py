@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from sqlalchemy import func, select
+from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.orm import Session
 
 from app.events.models import MetricPoint, RunEvent
@@ -28,11 +29,11 @@ def last_event_id(session: Session, stream: str) -> int:
     return found or 0
 
 
-def log_lines(session: Session, stream: str, *, limit: int = 200) -> Sequence[RunEvent]:
-    """Return the newest log events of a stream, oldest first."""
+def log_lines(session: Session, streams: Sequence[str], *, limit: int = 200) -> Sequence[RunEvent]:
+    """Return the newest log events of some streams, oldest first."""
     rows = session.scalars(
         select(RunEvent)
-        .where(RunEvent.stream == stream, RunEvent.kind == "log")
+        .where(RunEvent.stream.in_(streams), RunEvent.kind == "log")
         .order_by(RunEvent.id.desc())
         .limit(limit)
     ).all()
@@ -57,7 +58,7 @@ def latest(session: Session, job_ids: Sequence[int]) -> dict[str, tuple[int, flo
     rows = session.execute(
         select(MetricPoint.metric, MetricPoint.step, MetricPoint.value)
         .where(MetricPoint.job_id.in_(job_ids))
-        .distinct(MetricPoint.metric)
+        .ext(distinct_on(MetricPoint.metric))
         .order_by(MetricPoint.metric, MetricPoint.step.desc())
     )
     return {metric: (step, value) for metric, step, value in rows}
