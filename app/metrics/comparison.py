@@ -67,7 +67,7 @@ class EvaluationRow:
     """How people call the set, such as “traffic@3”."""
 
     def cells(self) -> dict[str, Cell]:
-        return {name: _cell(name, sums) for name, sums in self.sums.items()}
+        return {name: cell_of(name, sums) for name, sums in self.sums.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +125,8 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _cell(name: str, sums: ClusterSums) -> Cell:
+def cell_of(name: str, sums: ClusterSums) -> Cell:
+    """Return the value of a metric with its interval."""
     e = level(sums, proportion=METRICS[name].percent)
     # No metric of an evaluation can be negative; rounding may leave a value just below 0.
     low = e.low if math.isnan(e.low) else min(e.value, max(0.0, e.low))
