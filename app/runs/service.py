@@ -274,11 +274,20 @@ def retry(session: Session, view: RunView, *, owner: str) -> list[Job]:
         if not state.terminal:  # a shared cache that another run asked for again
             before = [phase.job.id]
             continue
-        made.append(jobs_service.retry(session, phase.job.id, owner=owner, depends_on=before))
-        before = [made[-1].id]
+        again = jobs_service.retry(session, phase.job.id, owner=owner, depends_on=before)
+        _replace(session, phase.job, again)
+        made.append(again)
+        before = [again.id]
     if not made:
         raise Conflict(f"Every job of run #{view.run.number} has succeeded.")
     return made
+
+
+def _replace(session: Session, old: Job, again: Job) -> None:
+    """Let every run that needed a job need the one that tries it again."""
+    links = session.scalars(select(RunJob).where(RunJob.job_id == old.id)).all()
+    session.add_all(RunJob(run_id=e.run_id, job_id=again.id, role=e.role) for e in links)
+    session.flush()
 
 
 def trained(
