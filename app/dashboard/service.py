@@ -4,6 +4,8 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.checkpoints import service as checkpoints
+from app.checkpoints.models import Checkpoint
+from app.checkpoints.schemas import PruneForm, StudentMake
 from app.datasets import service as datasets
 from app.errors import Conflict, NotFound
 from app.evaluations import service as evaluations
@@ -11,9 +13,13 @@ from app.jobs import queries as jobs
 from app.jobs import service as job_service
 from app.jobs.models import Job
 from app.jobs.queries import JobLine
+from app.projects import service as projects
+from app.projects.models import Project
 from app.runs.models import Run, RunJob
 from app.settings import Settings
+from app.specs.checkpoint import CheckpointCard, PruneSpec
 from app.specs.jobs import CancelMode, JobKind
+from app.specs.pruning import Shape, shape_after
 
 
 def line(session: Session, job_id: int) -> JobLine:
@@ -29,6 +35,31 @@ def cancel(session: Session, job_id: int, mode: CancelMode, settings: Settings) 
     if job.kind == JobKind.REGISTER and job.ended_at is not None:
         checkpoints.drop_token(settings, job.spec["checkpoint_id"])
     return job
+
+
+def make_student(session: Session, project: Project, form: PruneForm, *, owner: str) -> Checkpoint:
+    """Ask for a pruned student, named by its sizes when no name is given."""
+    teacher = checkpoints.get(session, project.id, form.teacher_id)
+    prune = form.prune()
+    name = form.name.strip() or _name_of(teacher, prune)
+    data = StudentMake(
+        name=name,
+        teacher_id=teacher.id,
+        dataset_version_id=form.dataset_version_id,
+        prune=prune,
+    )
+    made = checkpoints.make_student(session, project, data, owner=owner)
+    if form.student:
+        projects.use_as(session, project, "student", made.id)
+    return made
+
+
+def _name_of(teacher: Checkpoint, prune: PruneSpec) -> str:
+    """Return such as `big-6x576`: the teacher's name, then layers × width."""
+    if teacher.card is None:
+        return f"{teacher.name}-student"[:80]
+    shape = shape_after(Shape.of(CheckpointCard.model_validate(teacher.card)), prune)
+    return f"{teacher.name[:60]}-{shape.depth}x{shape.width}"
 
 
 def retry(session: Session, job_id: int, *, owner: str) -> Job:

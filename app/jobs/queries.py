@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from app.jobs.models import Job, JobAttempt, JobDependency, Worker
 from app.jobs.service import NOW
+from app.metrics.formatting import size
 from app.specs.jobs import ACTIVE_STATES, TERMINAL_STATES, JobState
 
 SEEN_SECONDS = 30
@@ -255,12 +256,18 @@ def _working(job: Job, resumed: int | None) -> str:
     parts = [job.phase.replace("_", " ").capitalize() if job.phase else "Starting"]
     progress = job.progress
     if progress and progress.get("total"):
-        unit = f" {progress['unit']}" if progress.get("unit") else ""
-        parts.append(f"{progress['done']:,} of {progress['total']:,}{unit}")
+        parts.append(progress_words(progress))
     if job.attempt > 1:
         place = f"from {resumed:,}" if resumed else "from the beginning"
         parts.append(f"attempt {job.attempt}, {place}")
     return "; ".join(parts)
+
+
+def progress_words(progress: dict[str, Any]) -> str:
+    done, total, unit = progress["done"], progress["total"], progress.get("unit")
+    if unit == "bytes":
+        return f"{size(done)} of {size(total)}"
+    return f"{done:,} of {total:,}{f' {unit}' if unit else ''}"
 
 
 def workers(session: Session) -> list[WorkerLine]:

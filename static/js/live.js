@@ -17,10 +17,21 @@ function setProgress({ done, total, unit = "", eta_seconds: eta = null }) {
     const bar = holder.querySelector("progress");
     bar.max = total || 1;
     bar.value = done;
-    const number = new Intl.NumberFormat("en");
     const left = eta === null ? "" : `, about ${words(eta)} left`;
-    holder.querySelector("[data-progress-text]").textContent = `${number.format(done)} of ${number.format(total)} ${unit}${left}`;
+    holder.querySelector("[data-progress-text]").textContent = `${amount(done, total, unit)}${left}`;
   }
+}
+
+function amount(done, total, unit) {
+  if (unit === "bytes") return `${size(done)} of ${size(total)}`;
+  const number = new Intl.NumberFormat("en");
+  return `${number.format(done)} of ${number.format(total)} ${unit}`;
+}
+
+function size(bytes) {
+  const units = ["B", "KiB", "MiB", "GiB", "TiB"];
+  const step = bytes < 1024 ? 0 : Math.min(Math.floor(Math.log2(bytes) / 10), units.length - 1);
+  return `${(bytes / 1024 ** step).toFixed(step ? 1 : 0)} ${units[step]}`;
 }
 
 function words(seconds) {
