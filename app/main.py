@@ -19,7 +19,7 @@ from app.accounts import service as accounts
 from app.checkpoints import api as checkpoints_api
 from app.checkpoints import routes as checkpoints_routes
 from app.dashboard import api as dashboard_api
-from app.dashboard import checkpoint_pages
+from app.dashboard import checkpoint_pages, queue_pages
 from app.datasets import api as datasets_api
 from app.jobs.nudge import Broker
 from app.projects import api as projects_api
@@ -42,6 +42,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     checkpoints_api.router,
     datasets_api.router,
     checkpoint_pages.router,
+    queue_pages.router,
     dashboard_api.router,
 )
 

@@ -166,8 +166,6 @@ def retry(
 def retried(session: Session, again: Job) -> None:
     """Let a retried job fill its checkpoint."""
     row = require(session, again.spec["checkpoint_id"])
-    if row.job_id != again.parent_id:
-        raise Conflict(f"“{row.name}” has been started again already.")
     row.state, row.error, row.job_id = "registering", None, again.id
     session.flush()
 

@@ -12,13 +12,16 @@ from app.checkpoints.queries import CheckpointLine
 from app.checkpoints.schemas import PruneForm
 from app.dashboard.schemas import JobOut
 from app.datasets import queries as datasets
-from app.jobs.queries import JobLine
+from app.jobs import queries as jobs
+from app.jobs.queries import JobLine, WorkerLine
 from app.projects.models import Project
 from app.runs.models import Run
 from app.specs.checkpoint import CheckpointCard, Compression, compression
+from app.specs.jobs import ACTIVE_STATES, JobState
 from app.specs.pruning import PRUNABLE, Shape, pruned_card, shape_problems
 
 USES = 50
+ENDED = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +70,47 @@ class RunUse:
     name: str
     part: str
     """teacher · student · made it."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueueRow:
+    """A job in the queue, its project, and where its subject is shown."""
+
+    line: JobLine
+    project: "ProjectName | None"
+    href: str | None
+    run: int | None
+    """Number of the run it belongs to."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueueView:
+    """What the queue page shows, read in a fixed number of queries."""
+
+    open: tuple[QueueRow, ...]
+    ended: tuple[QueueRow, ...]
+    workers: tuple[WorkerLine, ...]
+
+    def count(self, *states: JobState) -> int:
+        return sum(row.line.job.state in states for row in self.open)
+
+    @property
+    def summary(self) -> tuple[str, ...]:
+        """Such as `2 running, 1 queued, 1 blocked`."""
+        if not self.open:
+            return ("Nothing runs and nothing waits",)
+        found = (
+            (self.count(*ACTIVE_STATES), "running"),
+            (self.count(JobState.QUEUED), "queued"),
+            (self.count(JobState.BLOCKED), "blocked"),
+        )
+        return (", ".join(f"{count:,} {word}" for count, word in found if count),)
+
+    @property
+    def unheard(self) -> tuple[str, ...]:
+        """Queues that jobs wait on and no living worker takes."""
+        waits = {r.line.job.queue for r in self.open if r.line.job.state == JobState.QUEUED}
+        return tuple(sorted(waits - {w.queue for w in self.workers if w.alive}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +176,52 @@ def uses_of(session: Session, checkpoint_id: int) -> list[RunUse]:
         for part, used in zip(parts, ids, strict=True)
         if used == checkpoint_id
     ]
+
+
+def queue_view(session: Session, project: Project | None) -> QueueView:
+    """Return open jobs, the last ended ones and the workers; of one project or of all."""
+    project_id = project.id if project else None
+    waiting = jobs.open_jobs(session, project_id=project_id)
+    ended = jobs.ended_jobs(session, project_id=project_id, limit=ENDED)
+    rows = queue_rows(session, [*waiting, *ended])
+    workers = tuple(jobs.workers(session))
+    return QueueView(tuple(rows[: len(waiting)]), tuple(rows[len(waiting) :]), workers)
+
+
+def queue_rows(session: Session, lines: Sequence[JobLine]) -> list[QueueRow]:
+    """Return jobs with their project and the address of what they work on: two queries."""
+    names = project_names(session, [line.job.project_id for line in lines])
+    streams = [_subject(line) for line in lines]
+    wanted = {number for kind, number in streams if kind == "run"}
+    found = session.execute(select(Run.id, Run.number).where(Run.id.in_(wanted)))
+    numbers = {row.id: row.number for row in found}
+    return [
+        _queue_row(line, names.get(line.job.project_id or 0), subject, numbers)
+        for line, subject in zip(lines, streams, strict=True)
+    ]
+
+
+def _subject(line: JobLine) -> tuple[str, int]:
+    """Read a stream's name: `run:12` is (run, 12)."""
+    kind, _, number = line.job.stream.partition(":")
+    return kind, int(number) if number.isdecimal() else 0
+
+
+def _queue_row(
+    line: JobLine, project: "ProjectName | None", subject: tuple[str, int], runs: dict[int, int]
+) -> QueueRow:
+    kind, number = subject
+    run = runs.get(number) if kind == "run" else None
+    if project is None:
+        return QueueRow(line, None, None, run)
+    tails = {
+        "checkpoint": f"checkpoints/{number}",
+        "version": f"datasets/{number}",
+        "upload": "datasets",
+        "run": f"runs/{run}" if run else None,
+    }
+    tail = tails.get(kind)
+    return QueueRow(line, project, f"/projects/{project.slug}/{tail}" if tail else None, run)
 
 
 def project_names(session: Session, ids: Iterable[int | None]) -> dict[int, ProjectName]:

@@ -161,9 +161,11 @@ def _all_succeeded(session: Session, job_id: int) -> bool:
 
 def retry(session: Session, job_id: int, *, owner: str | None = None) -> Job:
     """Make a new job of a failed or cancelled one; terminal states never change."""
-    job = session.get(Job, job_id)
+    job = session.scalar(select(Job).where(Job.id == job_id).with_for_update())
     if job is None:
         raise NotFound(f"There is no job {job_id}.")
+    if session.scalar(select(Job.id).where(Job.parent_id == job_id)) is not None:
+        raise Conflict(f"“{job.title}” has been started again already.")
     if job.state not in (JobState.FAILED, JobState.CANCELLED):
         raise Conflict(f"Only a failed or cancelled job can be retried; this one is {job.state}.")
     again = Job(
