@@ -35,10 +35,10 @@ class CheckpointLine:
 
     @property
     def state(self) -> str:
-        """`ready`, else the state of its job: one that died without a word shows too."""
+        """`ready`, else the state of its job."""
         if self.row.state == "ready" or self.job is None:
             return self.row.state
-        return self.job.shown_state if self.row.state == "registering" else "failed"
+        return self.job.shown_state
 
     @property
     def shown_state(self) -> str:

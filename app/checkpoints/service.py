@@ -1,6 +1,7 @@
 """Register checkpoints, make pruned students, and keep what their jobs found."""
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from app.checkpoints.models import Checkpoint
 from app.checkpoints.schemas import CheckpointAdd, StudentMake
 from app.errors import Conflict, InvalidInput, NotFound
 from app.jobs import service as jobs
+from app.jobs.endings import when_unfinished
 from app.jobs.models import Job
 from app.jobs.service import JobRequest, enqueue
 from app.projects.models import Project
@@ -18,6 +20,8 @@ from app.settings import Settings
 from app.specs.checkpoint import CheckpointCard, Compression, PruneSpec, compression
 from app.specs.jobs import JobKind, PruneJob, RegisterJob
 from app.specs.pruning import PRUNABLE, Shape, shape_problems
+
+TOKEN_GRACE_SECONDS = 60
 
 
 def get(session: Session, project_id: int, checkpoint_id: int) -> Checkpoint:
@@ -181,9 +185,10 @@ def ready(session: Session, checkpoint_id: int, card: CheckpointCard, blob: str)
     return row
 
 
-def failed(session: Session, checkpoint_id: int, message: str) -> None:
-    row = session.get(Checkpoint, checkpoint_id)
-    if row is not None:
+@when_unfinished(JobKind.REGISTER, JobKind.PRUNE)
+def unfinished(session: Session, spec: dict[str, Any], message: str) -> None:
+    row = session.get(Checkpoint, spec["checkpoint_id"])
+    if row is not None and row.state != "ready":
         row.state, row.error = "failed", message
         session.flush()
 
@@ -199,6 +204,19 @@ def keep_token(settings: Settings, checkpoint_id: int, token: str) -> None:
     path.unlink(missing_ok=True)
     with os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as stream:
         stream.write(token)
+
+
+def drop_stale_tokens(session: Session, settings: Settings) -> None:
+    """Remove hub tokens that no job waits for: it was cancelled in the queue, or died early.
+
+    A file younger than a minute may belong to a checkpoint whose row is not committed yet.
+    """
+    for path in (settings.home / "secrets").glob("hub-*"):
+        number = path.name.removeprefix("hub-")
+        row = session.get(Checkpoint, int(number)) if number.isdecimal() else None
+        waits = row is not None and row.state == "registering"
+        if not waits and time.time() - path.stat().st_mtime > TOKEN_GRACE_SECONDS:
+            path.unlink(missing_ok=True)
 
 
 def drop_token(settings: Settings, checkpoint_id: int) -> None:

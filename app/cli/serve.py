@@ -17,10 +17,13 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from app import metadata  # noqa: F401 - a job row refers to tables of every domain
 from app.accounts import service as accounts
+from app.checkpoints import service as checkpoints
+from app.cli.connect import keep_local_token
 from app.cli.options import Home, settings_for
 from app.cli.output import Exit, Json, console, print_json, reporting
 from app.db.migrate import upgrade
 from app.db.session import make_engine, make_session_factory, transaction
+from app.jobs import leftovers
 from app.jobs.dispatch import Dispatcher, is_led
 from app.jobs.nudge import Broker
 from app.local.home import HomeLock, Servers
@@ -90,16 +93,6 @@ def check_port(settings: Settings) -> None:
             ) from error
 
 
-def keep_local_token(settings: Settings) -> str:
-    """Return the command line's API token of a home, written anew where it does not work."""
-    engine = make_engine(settings.require_database_url())
-    try:
-        with transaction(make_session_factory(engine)) as session:
-            return accounts.ensure_local_token(session, settings.token_file)
-    finally:
-        engine.dispose()
-
-
 def greet(settings: Settings) -> None:
     """Say where the dashboard is and, while there is no account, how to make the first."""
     address = settings.own_address
@@ -159,7 +152,9 @@ def dispatch(home: Home = None) -> None:
     engine = make_engine(settings.require_database_url())
     broker = Broker(settings.require_redis_url())
     try:
-        Dispatcher(engine, make_session_factory(engine), broker, settings).run(stop_event().is_set)
+        sweeps = (leftovers.sweep, checkpoints.drop_stale_tokens)
+        factory = make_session_factory(engine)
+        Dispatcher(engine, factory, broker, settings, sweeps).run(stop_event().is_set)
     finally:
         broker.close()
         engine.dispose()

@@ -15,6 +15,7 @@ from app.jobs.models import Job
 from app.jobs.queries import JobLine
 from app.projects import service as projects
 from app.projects.models import Project
+from app.runs import queries as runs
 from app.runs.models import Run, RunJob
 from app.settings import Settings
 from app.specs.checkpoint import CheckpointCard, PruneSpec
@@ -65,16 +66,13 @@ def _name_of(teacher: Checkpoint, prune: PruneSpec) -> str:
 def retry(session: Session, job_id: int, *, owner: str) -> Job:
     """Make a new job of a failed or cancelled one, and point what waits for it there.
 
-    Raises Conflict for a job of a run: the run is retried as a whole, with what depends on it.
+    A job of a run starts the whole run again, from what has not succeeded.
     """
     run = session.scalar(
         select(Run).join(RunJob, RunJob.run_id == Run.id).where(RunJob.job_id == job_id)
     )
     if run is not None:
-        raise Conflict(
-            f"This job belongs to run #{run.number} “{run.name}”. Retry the run, so that the jobs "
-            "after it start again too."
-        )
+        return _retry_run(session, run, job_id, owner)
     again = job_service.retry(session, job_id, owner=owner)
     match again.kind:
         case JobKind.REGISTER | JobKind.PRUNE:
@@ -83,4 +81,16 @@ def retry(session: Session, job_id: int, *, owner: str) -> Job:
             evaluations.retried(session, again)
         case JobKind.INSPECT | JobKind.IMPORT | JobKind.FREEZE | JobKind.GENERATE:
             datasets.retried(session, again)
+    return again
+
+
+def _retry_run(session: Session, run: Run, job_id: int, owner: str) -> Job:
+    view = runs.by_number(session, run.project_id, run.number)
+    if view is not None:
+        evaluations.retry_run(session, view, owner=owner)
+    again = session.scalar(
+        select(Job).where(Job.parent_id == job_id).order_by(Job.id.desc()).limit(1)
+    )
+    if again is None:
+        raise Conflict(f"Run #{run.number} “{run.name}” goes on without this job.")
     return again

@@ -2,7 +2,7 @@
 
 import secrets
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
@@ -12,6 +12,7 @@ from app.datasets import queries
 from app.datasets.models import Dataset, DatasetVersion, Upload
 from app.datasets.schemas import GenerationRequest, ImportRequest
 from app.errors import Conflict, InvalidInput, NotFound, PayloadTooLarge
+from app.jobs.endings import when_unfinished
 from app.jobs.models import Job
 from app.jobs.service import JobRequest, enqueue
 from app.projects.models import Project
@@ -220,9 +221,19 @@ def inspected(session: Session, upload_id: int, report: InspectReport) -> None:
         session.flush()
 
 
-def inspect_failed(session: Session, upload_id: int, message: str) -> None:
+@when_unfinished(JobKind.INSPECT)
+def inspect_unfinished(session: Session, spec: dict[str, Any], message: str) -> None:
+    _upload_failed(session, spec["upload_id"], message)
+
+
+@when_unfinished(JobKind.GENERATE)
+def generate_unfinished(session: Session, spec: dict[str, Any], message: str) -> None:
+    _upload_failed(session, spec["output_upload_id"], message)
+
+
+def _upload_failed(session: Session, upload_id: int, message: str) -> None:
     upload = session.get(Upload, upload_id)
-    if upload is not None:
+    if upload is not None and upload.state != "inspected":
         upload.state, upload.error = "failed", message
         session.flush()
 
@@ -239,9 +250,10 @@ def imported(
     session.flush()
 
 
-def import_failed(session: Session, version_id: int, message: str) -> None:
-    version = session.get(DatasetVersion, version_id)
-    if version is not None and version.state == "importing":
+@when_unfinished(JobKind.IMPORT)
+def import_unfinished(session: Session, spec: dict[str, Any], message: str) -> None:
+    version = session.get(DatasetVersion, spec["dataset_version_id"])
+    if version is not None and version.state in ("importing", "failed"):
         version.state, version.error = "failed", message
         session.flush()
 
@@ -258,8 +270,9 @@ def frozen(session: Session, version_id: int, content_sha256: str) -> None:
     session.flush()
 
 
-def freeze_failed(session: Session, version_id: int, message: str) -> None:
-    version = session.get(DatasetVersion, version_id)
+@when_unfinished(JobKind.FREEZE)
+def freeze_unfinished(session: Session, spec: dict[str, Any], message: str) -> None:
+    version = session.get(DatasetVersion, spec["dataset_version_id"])
     if version is not None and version.state == "draft":
         version.error = message
         session.flush()

@@ -62,9 +62,6 @@ class _FillsCheckpoint(NoParts):
         service.ready(session, checkpoint_id, card, blob)
         service.drop_token(settings, checkpoint_id)
 
-    def failed(self, session: Session, held: Claim, message: str) -> None:
-        service.failed(session, held.spec["checkpoint_id"], message)
-
 
 class RegisterTask(_FillsCheckpoint):
     kind = JobKind.REGISTER

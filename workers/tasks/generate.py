@@ -79,10 +79,6 @@ class GenerateTask(NoParts):
         upload_id = GenerateJob.model_validate(held.spec).output_upload_id
         datasets.fill_upload(session, upload_id, Path(result["file"]), settings)
 
-    def failed(self, session: Session, held: Claim, message: str) -> None:
-        upload_id = GenerateJob.model_validate(held.spec).output_upload_id
-        datasets.inspect_failed(session, upload_id, message)
-
 
 def _lines(path: str) -> list[bytes]:
     return [line for line in Path(path).read_bytes().splitlines() if line.strip()]

@@ -13,7 +13,7 @@ from app.jobs.models import Job
 from app.projects.models import Project
 from app.specs.checkpoint import CheckpointCard, HubSource, PruneSpec
 from app.specs.events import ErrorEvent
-from app.specs.jobs import JobState, Queue, RegisterJob
+from app.specs.jobs import JobKind, JobState, Queue, RegisterJob
 from app.specs.pruning import pruned_card
 from app.web.deps import Services
 from tests.support import seeds
@@ -183,7 +183,6 @@ def test_a_job_is_followed_live_then_its_failure_shows_cause_and_mend(
     assert "1.0 MiB of 4.0 MiB" in part
     assert "<html" not in part
     with parts.sessions.begin() as session:
-        service.failed(session, row.id, OFFLINE)
         lease.fail(session, held, ErrorEvent(error="HubUnavailableError", message=OFFLINE))
     page = signed_in.get(f"{LIST}/{row.id}").text
     for words in (
@@ -208,7 +207,12 @@ def test_a_job_that_died_without_a_word_is_not_shown_as_working(
     with parts.sessions.begin() as session:
         spec = RegisterJob(checkpoint_id=1, source=HubSource(repo_id="a/b"))
         job = seeds.job(
-            session, project, JobState.FAILED, spec=spec, message="The worker was lost 3 times."
+            session,
+            project,
+            JobState.FAILED,
+            kind=JobKind.REGISTER,
+            spec=spec,
+            message="The worker was lost 3 times.",
         )
         row = seeds.checkpoint(session, project, card=None, made_by=job)
     for address in (LIST, f"{LIST}/{row.id}"):

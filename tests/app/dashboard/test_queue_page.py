@@ -59,7 +59,8 @@ def test_jobs_of_every_state_show_reason_owner_project_and_address(
         "st-cancelling",
     ):
         assert words in page, words
-    assert page.count("/retry") == 1  # the failed job of a run is retried on the run's page
+    assert page.count("/retry") == 2
+    assert "Retry run #3" in page
     only = signed_in.get(f"/queue?project={project.slug}", headers=PARTIAL).text
     assert "Elsewhere" not in only
     assert "Alone" in only
@@ -111,7 +112,9 @@ def test_a_failed_job_is_retried(signed_in: TestClient, parts: Services) -> None
         job = seeds.job(session, project, JobState.FAILED, spec=spec)
         version.job_id = job.id
     assert signed_in.post(f"/queue/{job.id}/retry").status_code == 303
-    assert "1 queued" in signed_in.get("/queue").text
+    page = signed_in.get("/queue").text
+    assert "1 queued" in page
+    assert f"/queue/{job.id}/retry" not in page
     assert signed_in.post(f"/queue/{job.id}/retry").status_code == 409
 
 

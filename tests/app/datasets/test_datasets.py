@@ -5,13 +5,14 @@ import json
 from pathlib import Path
 
 import pytest
-from sqlalchemy import event
+from sqlalchemy import event, select
 from sqlalchemy.orm import Session
 
 from app.datasets import queries, service
 from app.datasets.models import DatasetVersion, Upload
 from app.datasets.schemas import ConversationFilter, ImportRequest
 from app.errors import Conflict, NotFound, PayloadTooLarge
+from app.jobs import service as jobs
 from app.jobs.lease import Claim
 from app.jobs.models import Job
 from app.projects import service as projects
@@ -19,7 +20,7 @@ from app.projects.models import Project
 from app.projects.schemas import ProjectCreate
 from app.settings import Settings
 from app.specs.conversation import ImportFunnel
-from app.specs.jobs import JobKind
+from app.specs.jobs import JobKind, JobState
 from app.storage.uploads import Appender
 from workers.job.task import BodyContext
 from workers.sinks import PipeCallbacks
@@ -158,8 +159,10 @@ def test_imports_count_versions_and_failures_are_kept(
     request = ImportRequest(dataset="traffic", upload_ids=first.import_spec["upload_ids"])
     second = service.start_import(session, project, request, owner="admin")
     assert (first.number, second.number) == (1, 2)
-    held = Claim(1, 7, "import", second.import_spec, "version:1", 1, ())
-    ingest.TASKS[JobKind.IMPORT].failed(session, held, "No records.")
+    job = session.scalars(select(Job).where(Job.kind == JobKind.IMPORT).order_by(Job.id)).all()[-1]
+    job.state = JobState.STARTING
+    session.flush()
+    jobs.end(session, job, JobState.FAILED, message="No records.")
     assert (second.state, second.error) == ("failed", "No records.")
 
 
