@@ -1,17 +1,21 @@
 """Uploads, imports, frozen versions: what may happen to data, and in which order."""
 
 import secrets
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from app.checkpoints.models import Checkpoint
 from app.datasets import queries
 from app.datasets.models import Dataset, DatasetVersion, Upload
+from app.datasets.queries import VersionView
 from app.datasets.schemas import ImportRequest
 from app.errors import Conflict, InvalidInput, NotFound, PayloadTooLarge
-from app.jobs.service import JobRequest, enqueue
+from app.jobs.models import Job
+from app.jobs.service import JobRequest, enqueue, request_cancel, retry
 from app.projects.models import Project
 from app.settings import Settings
 from app.specs.conversation import ImportFunnel, InspectReport
@@ -25,6 +29,15 @@ MAX_NAME = 255
 
 class DatasetIsFrozen(Conflict):
     title = "A frozen dataset version cannot be changed"
+
+
+def uploads_stream(project_id: int) -> str:
+    """Name the stream of all looks at a project's uploads: their page follows this one."""
+    return f"uploads:{project_id}"
+
+
+def version_stream(version_id: int) -> str:
+    return f"version:{version_id}"
 
 
 def upload_path(settings: Settings, key: str) -> Path:
@@ -79,7 +92,7 @@ def finish_upload(session: Session, upload_id: int, *, sha256: str, owner: str) 
     request = JobRequest(
         kind=JobKind.INSPECT,
         spec=InspectJob(upload_id=upload.id),
-        stream=f"upload:{upload.id}",
+        stream=uploads_stream(upload.project_id),
         title=f"Inspect {upload.filename}",
         project_id=upload.project_id,
         owner=owner,
@@ -156,7 +169,7 @@ def _ask(
     request = JobRequest(
         kind=kind,
         spec=spec,
-        stream=f"version:{version.id}",
+        stream=version_stream(version.id),
         title=f"{verb} {version.dataset.name} v{version.number}",
         project_id=project_id,
         owner=owner,
@@ -164,23 +177,55 @@ def _ask(
     return enqueue(session, request).id
 
 
-def get_version(session: Session, project_id: int, version_id: int) -> DatasetVersion:
-    found = queries.version(session, project_id, version_id)
+def get_view(session: Session, project_id: int, version_id: int) -> VersionView:
+    """Return a version with its job."""
+    found = queries.view(session, project_id, version_id)
     if found is None:
         raise NotFound(f"This project has no dataset version {version_id}.")
     return found
 
 
+def get_version(session: Session, project_id: int, version_id: int) -> DatasetVersion:
+    return get_view(session, project_id, version_id).version
+
+
+def why_not_frozen(view: VersionView) -> str | None:
+    """Return why a version cannot be frozen now, in a sentence; None when it can."""
+    if view.state != "draft":
+        return f"Only a draft can be frozen; this version is {view.state}."
+    if view.freezing:
+        return "It is being frozen."
+    if view.funnel is None or not view.funnel.targets:
+        return "No turn in it is a target, so nothing could be learned from it."
+    return None
+
+
 def start_freeze(session: Session, version: DatasetVersion, *, owner: str) -> int:
     """Ask for the freeze of a draft; return the job. Raises DatasetIsFrozen, Conflict."""
     _changeable(version)
-    if version.state != "draft":
-        raise Conflict(f"Only a draft can be frozen; this version is {version.state}.")
+    job = session.get(Job, version.job_id) if version.job_id is not None else None
+    if (reason := why_not_frozen(VersionView(version, job))) is not None:
+        raise Conflict(reason)
+    version.error = None
     project_id = version.dataset.project_id
     spec = FreezeJob(dataset_version_id=version.id)
     version.job_id = _ask(session, project_id, version, JobKind.FREEZE, spec, owner)
     session.flush()
     return version.job_id
+
+
+def cancel_import(session: Session, view: VersionView) -> None:
+    """Stop an import; what it has read is dropped. Raises Conflict when it has ended."""
+    if view.version.state != "importing" or view.job is None:
+        raise Conflict(f"Nothing is being imported; this version is {view.state}.")
+    request_cancel(session, view.job.id, "discard")
+
+
+def retry_import(session: Session, view: VersionView, *, owner: str) -> None:
+    """Start a failed or cancelled import again, as it was asked for. Raises Conflict."""
+    if view.state != "failed" or view.job is None:
+        raise Conflict(f"Only a failed import can be tried again; this version is {view.state}.")
+    retried(session, retry(session, view.job.id, owner=owner))
 
 
 def _changeable(version: DatasetVersion) -> None:
@@ -271,12 +316,25 @@ def rejects_path(version: DatasetVersion, settings: Settings) -> Path:
     return LocalBlobs(settings.blobs).path(version.rejects_blob)
 
 
-def other_models(funnel: ImportFunnel, teacher_name: str | None) -> list[str]:
-    """Return the logged models that are not the project's teacher, by name; [] when none is set."""
-    if not teacher_name:
+def teacher_of(session: Session, project: Project) -> Checkpoint | None:
+    return session.get(Checkpoint, project.teacher_id) if project.teacher_id is not None else None
+
+
+def other_models(models: Iterable[str], teacher: Checkpoint | None) -> list[str]:
+    """Return the logged models that are not the project's teacher, by name; [] when none is set.
+
+    A log may know the teacher by its name here, or by that of its folder or repository.
+    """
+    if teacher is None:
         return []
-    wanted = teacher_name.rsplit("/", 1)[-1].lower()
-    return [name for name in funnel.models if name.rsplit("/", 1)[-1].lower() != wanted]
+    origin = teacher.origin
+    names = (teacher.name, origin.get("repo_id"), origin.get("path"))
+    known = {_plain(name) for name in names if name}
+    return [name for name in models if _plain(name) not in known]
+
+
+def _plain(name: str) -> str:
+    return name.rstrip("/").rsplit("/", 1)[-1].lower()
 
 
 def hash_upload(settings: Settings, key: str) -> str:
@@ -294,3 +352,23 @@ def fill_upload(session: Session, upload_id: int, made: Path, settings: Settings
     target.chmod(0o600)
     upload.size = target.stat().st_size
     finish_upload(session, upload_id, sha256=hash_upload(settings, upload.key), owner="generated")
+
+
+def retried(session: Session, again: Job) -> None:
+    """Point the subject of a retried job at the new job: an upload or a version."""
+    spec = again.spec
+    if again.kind == JobKind.INSPECT:
+        upload = session.get(Upload, spec["upload_id"])
+        if upload is not None:
+            upload.state, upload.error, upload.job_id = "uploaded", None, again.id
+    elif again.kind == JobKind.GENERATE:
+        upload = session.get(Upload, spec["output_upload_id"])
+        if upload is not None:
+            upload.state, upload.error, upload.job_id = "uploading", None, again.id
+    else:
+        version = _locked(session, spec["dataset_version_id"])
+        _changeable(version)
+        version.error, version.job_id = None, again.id
+        if again.kind == JobKind.IMPORT:
+            version.state = "importing"
+    session.flush()

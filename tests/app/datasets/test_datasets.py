@@ -8,6 +8,7 @@ import pytest
 from sqlalchemy import event
 from sqlalchemy.orm import Session
 
+from app.checkpoints.models import Checkpoint
 from app.datasets import queries, service
 from app.datasets.models import DatasetVersion, Upload
 from app.datasets.schemas import ConversationFilter, ImportRequest
@@ -99,7 +100,7 @@ def test_an_import_adds_up_and_makes_a_draft(
     funnel = ImportFunnel.model_validate(version.funnel)
     assert (funnel.records, funnel.calls) == (121, 120)
     assert sum(funnel.quarantined.values()) == 1
-    rejects = queries.first_rejects(service.rejects_path(version, settings))
+    rejects = queries.rejects(service.rejects_path(version, settings))
     assert [r.line for r in rejects] == [121]
 
 
@@ -212,7 +213,10 @@ def test_the_version_list_takes_one_query(
             statements.append(text)  # noqa: B023 - called inside this turn only
 
         event.listen(connection, "before_cursor_execute", note)
-        names = [(v.dataset.name, v.number) for v in queries.versions_of(session, project_id)]
+        names = [
+            (v.version.dataset.name, v.version.number)
+            for v in queries.versions_of(session, project_id)
+        ]
         event.remove(connection, "before_cursor_execute", note)
         counts.append(len(statements))
         assert names
@@ -220,9 +224,7 @@ def test_the_version_list_takes_one_query(
 
 
 def test_logged_models_beside_the_teacher_are_named() -> None:
-    funnel = ImportFunnel(
-        format="openai_chat", records=3, calls=3, duplicates=0, folded=0, conversations=3,
-        targets=3, models={"big": 2, "other": 1},
-    )  # fmt: skip
-    assert service.other_models(funnel, "org/Big") == ["other"]
-    assert service.other_models(funnel, None) == []
+    teacher = Checkpoint(name="Big", origin={"kind": "hub", "repo_id": "org/big-70b"})
+    logged = ["big", "ORG/Big", "host/big-70b", "other"]
+    assert service.other_models(logged, teacher) == ["other"]
+    assert service.other_models(logged, None) == []
