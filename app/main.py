@@ -19,6 +19,7 @@ from app.accounts import service as accounts
 from app.checkpoints import api as checkpoints_api
 from app.checkpoints import routes as checkpoints_routes
 from app.datasets import api as datasets_api
+from app.datasets import routes as datasets_routes
 from app.jobs.nudge import Broker
 from app.projects import api as projects_api
 from app.projects import routes as projects_routes
@@ -38,6 +39,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     projects_api.router,
     checkpoints_routes.router,
     checkpoints_api.router,
+    datasets_routes.router,
     datasets_api.router,
 )
 

@@ -1,12 +1,23 @@
 """What comes in and goes out about uploads, imports and dataset versions."""
 
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from app.datasets.models import Upload
 from app.errors import InvalidInput
-from app.specs.conversation import Conversation, FormatName, Split
+from app.specs.conversation import (
+    Conversation,
+    FieldSeen,
+    FormatName,
+    InspectReport,
+    RecordPreview,
+    Split,
+)
 
 
 class ImportRequest(BaseModel):
@@ -26,12 +37,16 @@ class ImportRequest(BaseModel):
         return self
 
 
+NEW = "*"
+"""What the import page's choice of a dataset says for a new one."""
+
+
 class ImportForm(BaseModel):
     """What the import page asks for: a dataset that exists or a new name, shares in percent."""
 
     upload_ids: list[int] = Field(default_factory=list)
-    into: str = Field(default="", max_length=80)
-    """Name of a dataset that exists; empty: a new one, called `name`."""
+    into: str = Field(default=NEW, max_length=80)
+    """Name of a dataset that exists, or NEW: one called `name`."""
     name: str = Field(default="", max_length=80)
     format: str = Field(default="auto", max_length=80)
     reference_path: str | None = Field(default=None, max_length=300)
@@ -49,12 +64,12 @@ class ImportForm(BaseModel):
         fields: dict[str, str] = {}
         if not self.upload_ids:
             fields["upload_ids"] = "Choose at least one file that is stored."
-        if not (self.into or self.name.strip()):
+        if self.into == NEW and not self.name.strip():
             fields["name"] = "Give the new dataset a name."
         if fields:
             raise InvalidInput(" ".join(fields.values()), fields=fields)
         return ImportRequest(
-            dataset=self.into or self.name.strip(),
+            dataset=self.name.strip() if self.into == NEW else self.into,
             upload_ids=self.upload_ids,
             format=self.format,
             reference_path=self.reference_path,
@@ -145,3 +160,67 @@ class ConversationPage(BaseModel):
 class ConversationOut(BaseModel):
     row: int
     conversation: Conversation
+
+
+@dataclass(frozen=True, slots=True)
+class ImportChoices:
+    """What the import page offers: the uploads there are, and what is chosen of them so far."""
+
+    uploads: Sequence[Upload]
+    stored: Mapping[int, int]
+    """Bytes stored, by upload."""
+    chosen: Sequence[Upload]
+    reports: Mapping[int, InspectReport]
+
+    @property
+    def off(self) -> str | None:
+        """Why the import cannot start yet, in a sentence; None when it can."""
+        if not self.chosen:
+            looking = any(upload.state == "uploaded" for upload in self.uploads)
+            return "the file is being looked at." if looking else "no file is stored and chosen."
+        found = {self.reports[u.id].format: u.filename for u in self.chosen}
+        named = {form: name for form, name in found.items() if form is not None}
+        if len(named) > 1:
+            (one, first), (other, second) = list(named.items())[:2]
+            return f"“{first}” is {one}, “{second}” is {other}. Choose files of one format."
+        return None
+
+    @property
+    def models(self) -> dict[str, int]:
+        """Return the logged models of the chosen files' first records, and how many answers."""
+        found: Counter[str] = Counter()
+        for upload in self.chosen:
+            found.update(self.reports[upload.id].models)
+        return dict(found)
+
+    @property
+    def fields(self) -> list[FieldSeen]:
+        """Return where a reference may be taken from, over the chosen files."""
+        found: dict[str, FieldSeen] = {}
+        for upload in self.chosen:
+            for seen in self.reports[upload.id].reference_candidates:
+                before = found.get(seen.path)
+                filled = seen.filled + (before.filled if before else 0)
+                found[seen.path] = (before or seen).model_copy(update={"filled": filled})
+        return sorted(found.values(), key=lambda field: not field.likely)
+
+    @property
+    def seen(self) -> int:
+        """How many records of the chosen files were looked at."""
+        return sum(self.reports[upload.id].records_seen for upload in self.chosen)
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        return next((r.known_formats for r in self.reports.values()), ())
+
+
+def previewed(report: InspectReport, record: int, reference_path: str | None) -> RecordPreview:
+    """Return one previewed record, with the reference that `reference_path` would give it."""
+    found = report.previews[record]
+    reference = found.fields.get(reference_path) if reference_path else None
+    if reference is None or found.conversation is None:
+        return found
+    *before, answer = found.conversation.messages
+    answer = answer.model_copy(update={"reference": reference})
+    changed = {"messages": (*before, answer)}
+    return found.model_copy(update={"conversation": found.conversation.model_copy(update=changed)})

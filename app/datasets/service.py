@@ -1,9 +1,9 @@
 """Uploads, imports, frozen versions: what may happen to data, and in which order."""
 
 import secrets
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
@@ -12,7 +12,7 @@ from app.checkpoints.models import Checkpoint
 from app.datasets import queries
 from app.datasets.models import Dataset, DatasetVersion, Upload
 from app.datasets.queries import VersionView
-from app.datasets.schemas import ImportRequest
+from app.datasets.schemas import ImportChoices, ImportRequest
 from app.errors import Conflict, InvalidInput, NotFound, PayloadTooLarge
 from app.jobs.models import Job
 from app.jobs.service import JobRequest, enqueue, request_cancel, retry
@@ -316,6 +316,21 @@ def rejects_path(version: DatasetVersion, settings: Settings) -> Path:
     return LocalBlobs(settings.blobs).path(version.rejects_blob)
 
 
+def reject_lines(view: VersionView, settings: Settings, reason: str | None) -> dict[str, Any]:
+    """Return the first rejects of each reason as `examples`, and those of one as `rejects`."""
+    funnel = view.funnel
+    if funnel is None or view.version.rejects_blob is None:
+        return {"examples": {}, "rejects": [], "reason": None}
+    path = rejects_path(view.version, settings)
+    reasons = [*funnel.skipped, *funnel.quarantined]
+    reason = reason if reason in reasons else None
+    return {
+        "examples": queries.reject_examples(path, reasons),
+        "rejects": queries.rejects(path, reason=reason) if reason else [],
+        "reason": reason,
+    }
+
+
 def teacher_of(session: Session, project: Project) -> Checkpoint | None:
     return session.get(Checkpoint, project.teacher_id) if project.teacher_id is not None else None
 
@@ -372,3 +387,43 @@ def retried(session: Session, again: Job) -> None:
         if again.kind == JobKind.IMPORT:
             version.state = "importing"
     session.flush()
+
+
+def import_choices(
+    session: Session,
+    project: Project,
+    settings: Settings,
+    *,
+    upload_ids: Collection[int],
+    known_ids: Collection[int],
+    again: DatasetVersion | None,
+) -> ImportChoices:
+    """Gather the uploads that wait for an import and, with `again`, those of a version.
+
+    An upload that the page did not know yet (`known_ids`) is chosen when it was understood.
+    """
+    before = list(again.import_spec["upload_ids"]) if again is not None else []
+    uploads = [
+        *queries.uploads_by_id(session, project.id, before),
+        *queries.open_uploads(session, project.id),
+    ]
+    reports = {u.id: InspectReport.model_validate(u.report) for u in uploads if u.report}
+
+    def is_chosen(upload: Upload) -> bool:
+        if upload.id not in reports:
+            return False
+        if upload.id in known_ids:
+            return upload.id in upload_ids
+        return upload.id in before if before else reports[upload.id].format is not None
+
+    return ImportChoices(
+        uploads=uploads,
+        stored={u.id: _stored(settings, u) for u in uploads},
+        chosen=[upload for upload in uploads if is_chosen(upload)],
+        reports=reports,
+    )
+
+
+def _stored(settings: Settings, upload: Upload) -> int:
+    path = upload_path(settings, upload.key)
+    return path.stat().st_size if path.is_file() else 0
