@@ -41,7 +41,12 @@ VersionDep = Annotated[VersionView, Depends(_view)]
 
 def _crumbs(request: Request, project: Project, *rest: tuple[str, str | None]) -> Any:
     home = request.url_for("datasets.index", project=project.slug).path
-    return (("Projects", "/projects"), (project.name, None), ("Data", home), *rest)
+    return (
+        ("Projects", "/projects"),
+        (project.name, f"/projects/{project.slug}"),
+        ("Data", home),
+        *rest,
+    )
 
 
 def _version_url(request: Request, project: Project, version_id: int) -> str:
@@ -314,7 +319,7 @@ def conversations(
     settings: SettingsDep,
     wanted: Annotated[ConversationFilter, Depends(_wanted)],
     after: Annotated[int, Query(ge=-1)] = -1,
-    open: Annotated[int | None, Query(ge=0)] = None,  # noqa: A002 - the word in the URL
+    open: str = "",  # noqa: A002 - the word in the URL
     show: str = "chat",
 ) -> Response:
     row = version.version
@@ -332,7 +337,7 @@ def conversations(
         "facets": queries.conversation_facets(path, wanted),
         "crumbs": crumbs,
         "nav": "data",
-        **panel.context(open, show),
+        **panel.context(int(open) if open.isdecimal() else None, show),
     }
     return render(request, "datasets/conversations.html", context, block="table")
 

@@ -1,15 +1,7 @@
 // Resumable uploads by tus from [data-upload]: several files, progress, pause, resume, retry.
+import { size } from "./sizes.js";
+
 const RETRIES = [0, 1000, 3000, 5000, 10_000, 20_000];
-const size = (bytes) => {
-  const units = ["B", "KiB", "MiB", "GiB", "TiB"];
-  let at = 0;
-  let value = bytes;
-  while (value >= 1024 && at < units.length - 1) {
-    value /= 1024;
-    at += 1;
-  }
-  return `${value.toFixed(at ? 1 : 0)} ${units[at]}`;
-};
 
 class Sending {
   constructor(root, file) {

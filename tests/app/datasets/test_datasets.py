@@ -1,7 +1,5 @@
 """Uploads, imports and freezes through the services and the task adapters, on the database."""
 
-import io
-import json
 from pathlib import Path
 
 import pytest
@@ -10,70 +8,22 @@ from sqlalchemy.orm import Session
 
 from app.checkpoints.models import Checkpoint
 from app.datasets import queries, service
-from app.datasets.models import DatasetVersion, Upload
 from app.datasets.schemas import ConversationFilter, ImportRequest
 from app.errors import Conflict, NotFound, PayloadTooLarge
 from app.jobs.lease import Claim
-from app.jobs.models import Job
 from app.projects import service as projects
 from app.projects.models import Project
 from app.projects.schemas import ProjectCreate
 from app.settings import Settings
 from app.specs.conversation import ImportFunnel
 from app.specs.jobs import JobKind
-from app.storage.uploads import Appender
-from workers.job.task import BodyContext
-from workers.sinks import PipeCallbacks
+from tests.app.datasets.made import imported, stored, work
 from workers.tasks import ingest
-
-
-def line(n: int) -> bytes:
-    user = {"role": "user", "content": f"question {n}"}
-    answer = {"role": "assistant", "content": f"answer {n}"}
-    return json.dumps({"messages": [user, answer]}).encode() + b"\n"
-
-
-BODY = b"".join(line(n) for n in range(120)) + b"not json\n"
 
 
 @pytest.fixture
 def project(session: Session) -> Project:
     return projects.create(session, ProjectCreate(name="Routing"), owner_id=None)
-
-
-def stored(session: Session, project: Project, settings: Settings, body: bytes = BODY) -> Upload:
-    upload = service.start_upload(
-        session, project, filename="log.jsonl", size=len(body), settings=settings
-    )
-    appender = Appender(service.upload_path(settings, upload.key), 0, len(body))
-    appender.write(body)
-    appender.close()
-    sha = service.hash_upload(settings, upload.key)
-    return service.finish_upload(session, upload.id, sha256=sha, owner="admin")
-
-
-def work(session: Session, job_id: int | None, settings: Settings, tmp_path: Path) -> None:
-    """Carry out a job as the supervisor does, with a pipe that goes nowhere."""
-    job = session.get(Job, job_id)
-    assert job is not None
-    held = Claim(job.id, 7, job.kind, job.spec, job.stream, 1, ())
-    task = ingest.TASKS[JobKind(job.kind)]
-    inputs = task.load(session, job.spec, settings)
-    workdir = tmp_path / f"work-{job.id}"
-    workdir.mkdir()
-    context = BodyContext(workdir, settings.blobs, (), PipeCallbacks(io.BytesIO()))
-    task.apply(session, held, task.run(inputs, context), settings)
-
-
-def imported(
-    session: Session, project: Project, settings: Settings, tmp_path: Path
-) -> DatasetVersion:
-    upload = stored(session, project, settings)
-    work(session, upload.job_id, settings, tmp_path)
-    request = ImportRequest(dataset="traffic", upload_ids=[upload.id])
-    version = service.start_import(session, project, request, owner="admin")
-    work(session, version.job_id, settings, tmp_path)
-    return version
 
 
 def test_an_upload_is_inspected_once(
