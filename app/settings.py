@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import AliasChoices, Field
+from pydantic import AliasChoices, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -25,12 +25,19 @@ class Settings(BaseSettings):
     )
     host: str = "127.0.0.1"
     port: int = 8321
+    url: str | None = None
+    """Where the command line finds the API; else the address that `up` left in the home."""
+    token: SecretStr | None = None
+    """The API token of the command line; else the home's own."""
     allowed_hosts: tuple[str, ...] = ("127.0.0.1", "localhost", "[::1]")
     insecure_http: bool = False
     """Allow a bind beyond loopback without TLS; cookies then lose their __Host- prefix."""
     behind_tls: bool = False
     """A proxy in front ends TLS: cookies are Secure and carry the __Host- prefix."""
     log_format: Literal["json", "console"] = "json"
+    lock_dir: Path = Path("/tmp/stillhouse-locks")  # noqa: S108 - see workers.job.gpu
+    """Locks of this host's graphics cards: one folder for all homes and containers of a host."""
+    cuda_visible_devices: str | None = Field(default=None, validation_alias="CUDA_VISIBLE_DEVICES")
     gpu_workers: int = Field(default=1, ge=0)
     cpu_workers: int = Field(default=1, ge=0)
 
@@ -61,6 +68,12 @@ class Settings(BaseSettings):
     def token_file(self) -> Path:
         """The local API token, mode 0600: read by the command line on the machine of the home."""
         return self.home / "token"
+
+    @property
+    def own_address(self) -> str:
+        """What a program on this machine opens; a bind to every address answers on loopback."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}.get(self.host, self.host)  # noqa: S104 - compared, not bound
+        return f"http://{host}:{self.port}"
 
     def require_database_url(self) -> str:
         if self.database_url is None:

@@ -10,8 +10,9 @@ from app.accounts.models import ApiToken, SetupLink, User, UserSession
 from app.security.tokens import digest
 
 
-def count_users(session: Session) -> int:
-    return session.scalar(select(func.count()).select_from(User)) or 0
+def count_people(session: Session) -> int:
+    """Return how many can sign in: the installation's own account has no password."""
+    return session.scalar(select(func.count(User.id)).where(User.password_hash != "")) or 0
 
 
 def user_by_name(session: Session, name: str, *, lock: bool = False) -> User | None:
@@ -55,8 +56,3 @@ def open_setup_link(
         SetupLink.expires_at > at,
     )
     return session.scalar(statement.with_for_update() if lock else statement)
-
-
-def first_admin(session: Session) -> User | None:
-    """Return the oldest administrator."""
-    return session.scalar(select(User).where(User.is_admin).order_by(User.id).limit(1))

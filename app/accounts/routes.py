@@ -61,7 +61,7 @@ def sign_in_page(
 ) -> Response:
     if user is not None:
         return RedirectResponse(safe_next(next), status_code=303)
-    first = queries.count_users(session) == 0
+    first = queries.count_people(session) == 0
     form = empty_form(next=safe_next(next))
     return render(request, "accounts/sign_in.html", {"form": form, "first": first})
 
@@ -120,7 +120,6 @@ def setup(
         except InvalidInput as error:
             form.refuse(error)
         else:
-            service.ensure_local_token(session, settings.token_file)
             return with_cookie(RedirectResponse(HOME, status_code=303), settings, cookie)
     service.check_setup_link(session, secret)
     context = {"form": form, "secret": secret}

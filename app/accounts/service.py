@@ -23,6 +23,8 @@ LONGEST_WAIT = timedelta(minutes=5)
 """A throttle, never a lock: whoever owns the account gets in after this at the latest."""
 SEEN_EVERY = timedelta(minutes=1)
 LOCAL_TOKEN_NAME = "command line on this machine"  # noqa: S105 - a label, not a secret
+LOCAL_USER = "command line"
+"""Who the local token belongs to. The space keeps people from taking the name."""
 LOCK_FIRST_ACCOUNT = 7_310_001
 """Advisory lock: two set-up links used at once make one first account."""
 
@@ -55,7 +57,7 @@ def ensure_setup_link(session: Session) -> str | None:
 
     Older links stop working: each start prints the only valid one.
     """
-    if queries.count_users(session):
+    if queries.count_people(session):
         return None
     session.execute(delete(SetupLink))
     secret = tokens.new_secret()
@@ -80,7 +82,7 @@ def make_first_account(session: Session, secret: str, data: FirstAccount) -> str
     password_hash = passwords.hash_password(data.password)
     session.execute(text("select pg_advisory_xact_lock(:key)"), {"key": LOCK_FIRST_ACCOUNT})
     link = check_setup_link(session, secret, lock=True)
-    if queries.count_users(session):
+    if queries.count_people(session):
         raise SetupIsDone("Sign in with it.")
     user = User(name=data.name, password_hash=password_hash, is_admin=True)
     link.used_at = now()
@@ -211,24 +213,34 @@ def revoke_token(session: Session, user_id: int, token_id: int) -> None:
     session.delete(token)
 
 
-def ensure_local_token(session: Session, path: Path) -> bool:
-    """Keep a valid token for the command line in `path` (mode 0600) once an account exists.
+def ensure_local_token(session: Session, path: Path) -> str:
+    """Keep a valid token for the command line in `path` (mode 0600) and return it.
 
-    Belongs to the oldest administrator. Returns whether the file holds a valid token.
+    It belongs to the installation's own account, so it works before anybody has one: whoever may
+    read the home folder may read the database in it too.
     """
     if path.is_file():
         path.chmod(0o600)
-        if principal_of_token(session, path.read_text().strip()) is not None:
-            return True
-    user = queries.first_admin(session)
-    if user is None:
-        return False
+        known = path.read_text().strip()
+        if principal_of_token(session, known) is not None:
+            return known
+    user = _local_user(session)
     session.execute(
         delete(ApiToken).where(ApiToken.user_id == user.id, ApiToken.name == LOCAL_TOKEN_NAME)
     )
     _, secret = create_token(session, user.id, LOCAL_TOKEN_NAME, days=None)
     _write_private(path, secret)
-    return True
+    return secret
+
+
+def _local_user(session: Session) -> User:
+    """Return the installation's own account; without a password nobody can sign in as it."""
+    user = queries.user_by_name(session, LOCAL_USER)
+    if user is None:
+        user = User(name=LOCAL_USER, password_hash="", is_admin=True)
+        session.add(user)
+        session.flush()
+    return user
 
 
 def _write_private(path: Path, content: str) -> None:

@@ -1,6 +1,7 @@
 """Register checkpoints, make pruned students, and keep what their jobs found."""
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +11,33 @@ from app.checkpoints import queries
 from app.checkpoints.models import Checkpoint
 from app.checkpoints.schemas import CheckpointAdd, StudentMake
 from app.errors import Conflict, InvalidInput, NotFound
+from app.jobs import service as jobs
+from app.jobs.endings import when_unfinished
+from app.jobs.models import Job
 from app.jobs.service import JobRequest, enqueue
 from app.projects.models import Project
 from app.settings import Settings
 from app.specs.checkpoint import CheckpointCard, Compression, PruneSpec, compression
 from app.specs.jobs import JobKind, PruneJob, RegisterJob
+from app.specs.pruning import PRUNABLE, Shape, shape_problems
+
+TOKEN_GRACE_SECONDS = 60
 
 
 def get(session: Session, project_id: int, checkpoint_id: int) -> Checkpoint:
     found = queries.one(session, project_id, checkpoint_id)
     if found is None:
         raise NotFound(f"This project has no checkpoint {checkpoint_id}.")
+    return found
+
+
+def named(session: Session, project_id: int, name: str | int) -> Checkpoint:
+    """Return the checkpoint of a name, or of an id where no name is meant."""
+    found = None if isinstance(name, int) else queries.by_name(session, project_id, name)
+    if found is None and str(name).isdecimal():
+        found = queries.one(session, project_id, int(name))
+    if found is None:
+        raise NotFound(f"This project has no checkpoint “{name}”.")
     return found
 
 
@@ -67,7 +84,7 @@ def make_student(
     teacher = get(session, project.id, data.teacher_id)
     if teacher.state != "ready" or teacher.card is None:
         raise Conflict(f"“{teacher.name}” is {teacher.state}; a student needs a ready teacher.")
-    _check_sizes(CheckpointCard.model_validate(teacher.card), data.prune)
+    _check_shape(CheckpointCard.model_validate(teacher.card), data.prune)
     origin = {
         "kind": "pruned",
         "teacher_id": teacher.id,
@@ -104,25 +121,14 @@ def _ask(
     return enqueue(session, request).id
 
 
-def _check_sizes(card: CheckpointCard, prune: PruneSpec) -> None:
-    most = {
-        "depth": card.depth,
-        "width": card.width,
-        "ffn_width": card.ffn_width,
-        "heads": card.heads,
-        "kv_heads": card.kv_heads,
-    }
-    wrong = {
-        name: f"Must lie between 1 and the teacher's {limit:,}."
-        for name, limit in most.items()
-        if (value := getattr(prune, name)) is not None and not 1 <= value <= limit
-    }
+def _check_shape(card: CheckpointCard, prune: PruneSpec) -> None:
+    if card.architecture not in PRUNABLE:
+        sentence = f"{card.architecture} cannot be pruned; llama, mistral and qwen2 can."
+        raise InvalidInput(sentence, fields={"teacher_id": "Choose another teacher."})
+    wrong = shape_problems(Shape.of(card), prune)
     if wrong:
-        raise InvalidInput("The student does not fit into its teacher.", fields=wrong)
-    if all(getattr(prune, name) in (None, limit) for name, limit in most.items()):
-        raise InvalidInput(
-            "Nothing would be removed.", fields={"depth": "Make at least one size smaller."}
-        )
+        fields = {name: text[:1].upper() + text[1:] for name, text in wrong.items()}
+        raise InvalidInput("Such a student cannot be cut out of its teacher.", fields=fields)
 
 
 def compression_between(teacher: Checkpoint, student: Checkpoint) -> Compression | None:
@@ -132,6 +138,28 @@ def compression_between(teacher: Checkpoint, student: Checkpoint) -> Compression
     return compression(
         CheckpointCard.model_validate(teacher.card), CheckpointCard.model_validate(student.card)
     )
+
+
+def retry(
+    session: Session, row: Checkpoint, *, settings: Settings, owner: str, token: str | None = None
+) -> Job:
+    """Start the checkpoint's job again; a hub token was destroyed with the first try."""
+    if row.job_id is None:
+        raise Conflict(f"“{row.name}” has no job that could be started again. Register it anew.")
+    again = jobs.retry(session, row.job_id, owner=owner)
+    retried(session, again)
+    if token and again.kind == JobKind.REGISTER:
+        keep_token(settings, row.id, token)
+    return again
+
+
+def retried(session: Session, again: Job) -> None:
+    """Let a retried job fill its checkpoint."""
+    row = require(session, again.spec["checkpoint_id"])
+    if row.job_id != again.parent_id:
+        raise Conflict(f"“{row.name}” has been started again already.")
+    row.state, row.error, row.job_id = "registering", None, again.id
+    session.flush()
 
 
 def ready(session: Session, checkpoint_id: int, card: CheckpointCard, blob: str) -> Checkpoint:
@@ -145,9 +173,10 @@ def ready(session: Session, checkpoint_id: int, card: CheckpointCard, blob: str)
     return row
 
 
-def failed(session: Session, checkpoint_id: int, message: str) -> None:
-    row = session.get(Checkpoint, checkpoint_id)
-    if row is not None:
+@when_unfinished(JobKind.REGISTER, JobKind.PRUNE)
+def unfinished(session: Session, spec: dict[str, Any], message: str) -> None:
+    row = session.get(Checkpoint, spec["checkpoint_id"])
+    if row is not None and row.state != "ready":
         row.state, row.error = "failed", message
         session.flush()
 
@@ -163,6 +192,19 @@ def keep_token(settings: Settings, checkpoint_id: int, token: str) -> None:
     path.unlink(missing_ok=True)
     with os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as stream:
         stream.write(token)
+
+
+def drop_stale_tokens(session: Session, settings: Settings) -> None:
+    """Remove hub tokens that no job waits for: it was cancelled in the queue, or died early.
+
+    A file younger than a minute may belong to a checkpoint whose row is not committed yet.
+    """
+    for path in (settings.home / "secrets").glob("hub-*"):
+        number = path.name.removeprefix("hub-")
+        row = session.get(Checkpoint, int(number)) if number.isdecimal() else None
+        waits = row is not None and row.state == "registering"
+        if not waits and time.time() - path.stat().st_mtime > TOKEN_GRACE_SECONDS:
+            path.unlink(missing_ok=True)
 
 
 def drop_token(settings: Settings, checkpoint_id: int) -> None:

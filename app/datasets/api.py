@@ -17,6 +17,7 @@ from app.datasets.schemas import (
     ConversationFilter,
     ConversationOut,
     ConversationPage,
+    GenerationRequest,
     ImportRequest,
     UploadOut,
     VersionOut,
@@ -144,6 +145,15 @@ def tus_delete(request: Request, upload: UploadDep, session: SessionDep) -> Resp
     return Response(status_code=204, headers=TUS)
 
 
+@router.post("/generations", status_code=202, dependencies=WRITE)
+def start_generation(
+    project: ProjectDep, data: GenerationRequest, session: SessionDep, user: CurrentUser
+) -> UploadOut:
+    """Let a checkpoint answer prompts; the answer is the upload they become, with its job."""
+    made = service.start_generation(session, project, data, owner=user.name)
+    return UploadOut.model_validate(made)
+
+
 @router.post("/imports", status_code=202, dependencies=WRITE)
 def start_import(
     project: ProjectDep, data: ImportRequest, session: SessionDep, user: CurrentUser
@@ -153,21 +163,21 @@ def start_import(
 
 @router.get("/versions", dependencies=READ)
 def list_versions(project: ProjectDep, session: SessionDep) -> list[VersionOut]:
-    return [queries.shown(view) for view in queries.versions_of(session, project.id)]
+    return [VersionOut.model_validate(v) for v in queries.versions_of(session, project.id)]
 
 
 @router.get("/versions/{version_id}", dependencies=READ)
 def show_version(project: ProjectDep, version_id: int, session: SessionDep) -> VersionOut:
-    return queries.shown(service.get_view(session, project.id, version_id))
+    return VersionOut.model_validate(service.get_version(session, project.id, version_id))
 
 
 @router.post("/versions/{version_id}/freeze", status_code=202, dependencies=WRITE)
 def freeze_version(
     project: ProjectDep, version_id: int, session: SessionDep, user: CurrentUser
 ) -> VersionOut:
-    view = service.get_view(session, project.id, version_id)
-    service.start_freeze(session, view.version, owner=user.name)
-    return queries.shown(service.get_view(session, project.id, version_id))
+    version = service.get_version(session, project.id, version_id)
+    service.start_freeze(session, version, owner=user.name)
+    return VersionOut.model_validate(version)
 
 
 @router.get("/versions/{version_id}/rejects", dependencies=READ)

@@ -22,7 +22,6 @@ from app.datasets.schemas import (
     ConversationFilter,
     ConversationLine,
     ConversationPage,
-    VersionOut,
 )
 from app.jobs.models import Job
 from app.specs.conversation import Conversation, ImportFunnel, Reject, Split
@@ -53,47 +52,18 @@ class VersionView:
     job: Job | None
 
     @property
-    def _ended(self) -> bool:
-        return self.job is None or JobState(self.job.state).terminal
-
-    @property
     def busy(self) -> bool:
         """Whether its job waits or works."""
-        return not self._ended
+        return self.job is not None and not JobState(self.job.state).terminal
 
     @property
     def freezing(self) -> bool:
-        return self.version.state == "draft" and self.busy and self._kind == JobKind.FREEZE
-
-    @property
-    def _kind(self) -> str:
-        return self.job.kind if self.job is not None else ""
-
-    @property
-    def state(self) -> str:
-        """The row's state; an import whose job was cancelled or lost has failed."""
-        gone = self.version.state == "importing" and self._ended
-        return "failed" if gone else self.version.state
-
-    @property
-    def error(self) -> str | None:
-        """Why the import or the freeze did not succeed, in a sentence."""
-        if self.version.error or self.state == "frozen" or self.busy or self.job is None:
-            return self.version.error
-        if self.job.state == JobState.CANCELLED:
-            return "It was cancelled. Nothing of it was kept."
-        return self.job.error_message
+        return self.busy and self.job is not None and self.job.kind == JobKind.FREEZE
 
     @property
     def funnel(self) -> ImportFunnel | None:
         found = self.version.funnel
         return ImportFunnel.model_validate(found) if found is not None else None
-
-
-def shown(view: VersionView) -> VersionOut:
-    """Return a version as programs read it."""
-    out = VersionOut.model_validate(view.version)
-    return out.model_copy(update={"state": view.state, "error": view.error})
 
 
 def upload_by_key(session: Session, key: str) -> Upload | None:
@@ -147,15 +117,21 @@ def views(session: Session, statement: Select[DatasetVersion, Job]) -> list[Vers
     return [VersionView(version, job) for version, job in session.execute(statement).unique()]
 
 
-def versions_of(session: Session, project_id: int) -> list[VersionView]:
-    """Return versions with their datasets and jobs, newest first: one query."""
-    return views(session, versions_with_jobs(project_id).order_by(DatasetVersion.id.desc()))
+def versions_of(session: Session, project_id: int) -> list[DatasetVersion]:
+    """Return versions with their datasets, newest first: one query."""
+    statement = versions_with_jobs(project_id).order_by(DatasetVersion.id.desc())
+    return [view.version for view in views(session, statement)]
 
 
 def view(session: Session, project_id: int, version_id: int) -> VersionView | None:
     statement = versions_with_jobs(project_id).where(DatasetVersion.id == version_id)
     found = views(session, statement)
     return found[0] if found else None
+
+
+def version(session: Session, project_id: int, version_id: int) -> DatasetVersion | None:
+    found = view(session, project_id, version_id)
+    return found.version if found is not None else None
 
 
 def datasets_of(session: Session, project_id: int) -> list[tuple[str, int]]:
@@ -201,6 +177,27 @@ def conversation_page(
             return ConversationPage(lines=lines[:limit], next_after=lines[limit - 1].row)
         start += count
     return ConversationPage(lines=lines, next_after=None)
+
+
+def text_sizes(path: Path, *, sample: int = 200) -> tuple[float, float]:
+    """Return mean characters and messages of the first conversations, to estimate tokens by."""
+    file = pq.ParquetFile(path)
+    if not file.num_row_groups:
+        return 0.0, 0.0
+    batch = next(file.iter_batches(batch_size=sample, columns=["messages"]), None)
+    texts = [] if batch is None else batch.column(0).to_pylist()
+    conversations = [orjson.loads(text) for text in texts]
+    if not conversations:
+        return 0.0, 0.0
+    characters = sum(_characters(message) for c in conversations for message in c)
+    messages = sum(len(c) for c in conversations)
+    return characters / len(conversations), messages / len(conversations)
+
+
+def _characters(message: dict[str, Any]) -> int:
+    calls = message.get("tool_calls", ())
+    called = sum(len(call["name"]) + len(call["arguments"]) for call in calls)
+    return len(message.get("content", "")) + called
 
 
 def _lines(

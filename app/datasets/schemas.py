@@ -78,6 +78,18 @@ class ImportForm(BaseModel):
         )
 
 
+class GenerationRequest(BaseModel):
+    """Let a checkpoint answer the prompts of an upload (JSONL of OpenAI chat requests)."""
+
+    checkpoint: str | int
+    """Name or id."""
+    prompts_upload_id: int
+    max_new_tokens: int = Field(default=64, ge=1, le=8192)
+    batch_size: int = Field(default=32, ge=1, le=1024)
+    temperature: float = Field(default=0.0, ge=0, le=10, allow_inf_nan=False)
+    seed: int = 0
+
+
 class UploadOut(BaseModel):
     model_config = ConfigDict(from_attributes=True)
 
@@ -97,6 +109,7 @@ class VersionOut(BaseModel):
 
     id: int
     dataset_id: int
+    dataset_name: str
     number: int
     state: str
     funnel: dict[str, Any] | None

@@ -8,19 +8,21 @@ from typing import Any, Literal
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from app.checkpoints import service as checkpoints
 from app.checkpoints.models import Checkpoint
 from app.datasets import queries
 from app.datasets.models import Dataset, DatasetVersion, Upload
 from app.datasets.queries import VersionView
-from app.datasets.schemas import ImportChoices, ImportRequest
+from app.datasets.schemas import GenerationRequest, ImportChoices, ImportRequest
 from app.errors import Conflict, InvalidInput, NotFound, PayloadTooLarge
+from app.jobs.endings import when_unfinished
 from app.jobs.models import Job
 from app.jobs.service import JobRequest, enqueue, request_cancel, retry
 from app.projects.models import Project
 from app.settings import Settings
 from app.specs.conversation import ImportFunnel, InspectReport
 from app.specs.fingerprint import file_sha256
-from app.specs.jobs import FreezeJob, ImportJob, InspectJob, JobKind
+from app.specs.jobs import FreezeJob, GenerateJob, ImportJob, InspectJob, JobKind
 from app.storage import uploads as files
 from app.storage.blobs import LocalBlobs
 
@@ -51,7 +53,7 @@ def start_upload(
     filename: str,
     size: int,
     settings: Settings,
-    origin: Literal["browser", "cli", "generated"] = "browser",
+    origin: Literal["browser", "cli"] = "browser",
 ) -> Upload:
     """Make the upload's row and its empty file. Raises PayloadTooLarge, InvalidInput."""
     if size > settings.max_upload_bytes:
@@ -62,7 +64,7 @@ def start_upload(
     name = Path(filename.replace("\\", "/")).name.strip()[:MAX_NAME] or "upload"
     upload = Upload(
         project_id=project.id,
-        key=secrets.token_urlsafe(24).replace("-", "_").strip("_") + "0",
+        key=_new_key(),
         filename=name,
         size=size,
         state="uploading",
@@ -72,6 +74,10 @@ def start_upload(
     session.add(upload)
     session.flush()
     return upload
+
+
+def _new_key() -> str:
+    return secrets.token_urlsafe(24).replace("-", "_").strip("_") + "0"
 
 
 def upload_by_key(session: Session, project_id: int, key: str) -> Upload:
@@ -191,8 +197,8 @@ def get_version(session: Session, project_id: int, version_id: int) -> DatasetVe
 
 def why_not_frozen(view: VersionView) -> str | None:
     """Return why a version cannot be frozen now, in a sentence; None when it can."""
-    if view.state != "draft":
-        return f"Only a draft can be frozen; this version is {view.state}."
+    if view.version.state != "draft":
+        return f"Only a draft can be frozen; this version is {view.version.state}."
     if view.freezing:
         return "It is being frozen."
     if view.funnel is None or not view.funnel.targets:
@@ -217,14 +223,16 @@ def start_freeze(session: Session, version: DatasetVersion, *, owner: str) -> in
 def cancel_import(session: Session, view: VersionView) -> None:
     """Stop an import; what it has read is dropped. Raises Conflict when it has ended."""
     if view.version.state != "importing" or view.job is None:
-        raise Conflict(f"Nothing is being imported; this version is {view.state}.")
+        raise Conflict(f"Nothing is being imported; this version is {view.version.state}.")
     request_cancel(session, view.job.id, "discard")
 
 
 def retry_import(session: Session, view: VersionView, *, owner: str) -> None:
     """Start a failed or cancelled import again, as it was asked for. Raises Conflict."""
-    if view.state != "failed" or view.job is None:
-        raise Conflict(f"Only a failed import can be tried again; this version is {view.state}.")
+    if view.version.state != "failed" or view.job is None:
+        raise Conflict(
+            f"Only a failed import can be tried again; this version is {view.version.state}."
+        )
     retried(session, retry(session, view.job.id, owner=owner))
 
 
@@ -259,9 +267,19 @@ def inspected(session: Session, upload_id: int, report: InspectReport) -> None:
         session.flush()
 
 
-def inspect_failed(session: Session, upload_id: int, message: str) -> None:
+@when_unfinished(JobKind.INSPECT)
+def inspect_unfinished(session: Session, spec: dict[str, Any], message: str) -> None:
+    _upload_failed(session, spec["upload_id"], message)
+
+
+@when_unfinished(JobKind.GENERATE)
+def generate_unfinished(session: Session, spec: dict[str, Any], message: str) -> None:
+    _upload_failed(session, spec["output_upload_id"], message)
+
+
+def _upload_failed(session: Session, upload_id: int, message: str) -> None:
     upload = session.get(Upload, upload_id)
-    if upload is not None:
+    if upload is not None and upload.state != "inspected":
         upload.state, upload.error = "failed", message
         session.flush()
 
@@ -278,9 +296,10 @@ def imported(
     session.flush()
 
 
-def import_failed(session: Session, version_id: int, message: str) -> None:
-    version = session.get(DatasetVersion, version_id)
-    if version is not None and version.state == "importing":
+@when_unfinished(JobKind.IMPORT)
+def import_unfinished(session: Session, spec: dict[str, Any], message: str) -> None:
+    version = session.get(DatasetVersion, spec["dataset_version_id"])
+    if version is not None and version.state in ("importing", "failed"):
         version.state, version.error = "failed", message
         session.flush()
 
@@ -297,8 +316,9 @@ def frozen(session: Session, version_id: int, content_sha256: str) -> None:
     session.flush()
 
 
-def freeze_failed(session: Session, version_id: int, message: str) -> None:
-    version = session.get(DatasetVersion, version_id)
+@when_unfinished(JobKind.FREEZE)
+def freeze_unfinished(session: Session, spec: dict[str, Any], message: str) -> None:
+    version = session.get(DatasetVersion, spec["dataset_version_id"])
     if version is not None and version.state == "draft":
         version.error = message
         session.flush()
@@ -356,6 +376,46 @@ def hash_upload(settings: Settings, key: str) -> str:
     return file_sha256(upload_path(settings, key))
 
 
+def start_generation(
+    session: Session, project: Project, data: GenerationRequest, *, owner: str
+) -> Upload:
+    """Ask for a checkpoint's answers; return the upload that they will fill."""
+    checkpoint = checkpoints.named(session, project.id, data.checkpoint)
+    checkpoints.require_ready(session, checkpoint.id)
+    found = queries.uploads_by_id(session, project.id, [data.prompts_upload_id])
+    if not found:
+        raise NotFound("The upload of prompts is not in this project. Send the file again.")
+    prompts = found[0]
+    if prompts.state == "uploading":
+        raise Conflict(f"“{prompts.filename}” is not stored yet. Wait for the end of the upload.")
+    name = f"{Path(prompts.filename).name.split('.')[0]}-answers.jsonl"
+    upload = Upload(
+        project_id=project.id,
+        key=_new_key(),
+        filename=name[-MAX_NAME:],
+        state="uploading",
+        origin="generated",
+    )
+    session.add(upload)
+    session.flush()
+    spec = GenerateJob(
+        checkpoint_id=checkpoint.id,
+        output_upload_id=upload.id,
+        **data.model_dump(exclude={"checkpoint"}),
+    )
+    request = JobRequest(
+        kind=JobKind.GENERATE,
+        spec=spec,
+        stream=f"upload:{upload.id}",
+        title=f"Answer {prompts.filename} with {checkpoint.name}",
+        project_id=project.id,
+        owner=owner,
+    )
+    upload.job_id = enqueue(session, request).id
+    session.flush()
+    return upload
+
+
 def fill_upload(session: Session, upload_id: int, made: Path, settings: Settings) -> None:
     """Give a generated upload its content, and ask for a look at its first records."""
     upload = session.get(Upload, upload_id)
@@ -365,7 +425,9 @@ def fill_upload(session: Session, upload_id: int, made: Path, settings: Settings
     target.parent.mkdir(parents=True, exist_ok=True)
     made.replace(target)
     target.chmod(0o600)
-    upload.size = target.stat().st_size
+    upload.size, upload.error = target.stat().st_size, None
+    upload.state = "uploading"  # also after a failed attempt that was started again
+    session.flush()
     finish_upload(session, upload_id, sha256=hash_upload(settings, upload.key), owner="generated")
 
 

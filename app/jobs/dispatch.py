@@ -1,7 +1,7 @@
-"""The one dispatcher: takes back lost jobs and nudges idle workers. Safe to run twice."""
+"""The one dispatcher: takes back lost jobs, nudges idle workers, tidies up. Safe to run twice."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -19,8 +19,22 @@ from app.specs.jobs import JobState, Queue
 
 LEADER_LOCK = 0x5717_0001
 WORKER_SEEN_SECONDS = 30
+SWEEP_SECONDS = 60.0
 
 log = structlog.get_logger()
+
+
+def is_led(connection: Connection) -> bool:
+    """Return whether some dispatcher leads on this database just now."""
+    found = connection.scalar(
+        text(
+            "select count(*) from pg_locks where locktype = 'advisory' and granted "
+            "and classid = 0 and objid = :lock and objsubid = 1 "
+            "and database = (select oid from pg_database where datname = current_database())"
+        ),
+        {"lock": LEADER_LOCK},
+    )
+    return bool(found)
 
 
 @dataclass
@@ -31,7 +45,10 @@ class Dispatcher:
     factory: sessionmaker[Session]
     broker: Broker
     settings: Settings
+    sweeps: Sequence[Callable[[Session, Settings], None]] = ()
+    """What tidies up, each in a transaction of its own, once a minute."""
     _quiet_until: float = 0.0
+    _swept_at: float = -SWEEP_SECONDS
 
     def run(self, should_stop: Callable[[], bool]) -> None:
         """Work until asked to stop; an outage of the database only delays."""
@@ -60,6 +77,7 @@ class Dispatcher:
                 self._grant_grace()  # our own gap: workers could not be heard either
             last = time.monotonic()
             self.tick()
+            self.tidy()
             time.sleep(min(1.0, self.settings.reap_seconds))
 
     def _grant_grace(self) -> None:
@@ -82,6 +100,18 @@ class Dispatcher:
             wanted = min(jobs, max(idle.get(queue, 0), 1))
             for _ in range(max(0, wanted - self.broker.waiting(queue))):
                 self.broker.send([("nudge", queue.value)])
+
+    def tidy(self) -> None:
+        """Run every sweep when it is time; what one cannot remove waits for the next round."""
+        if time.monotonic() - self._swept_at < SWEEP_SECONDS:
+            return
+        self._swept_at = time.monotonic()
+        for sweep in self.sweeps:
+            try:
+                with transaction(self.factory) as session:
+                    sweep(session, self.settings)
+            except OSError as error:
+                log.warning("sweep_failed", sweep=sweep.__module__, error=str(error))
 
     def _due(self, session: Session) -> dict[Queue, int]:
         rows = session.execute(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import func, select, text, update
+from sqlalchemy import delete, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -220,3 +220,18 @@ def seen(session: Session, worker: str, queue: Queue, *, host: str, job_id: int 
             set_={"seen_at": func.clock_timestamp(), "job_id": job_id, "queue": queue},
         )
     )
+
+
+def still_here(session: Session, worker: str, queue: Queue, *, host: str) -> None:
+    """Note that a worker lives, whatever it works on; an idle one beats only this."""
+    statement = insert(Worker).values(name=worker, queue=queue, host=host)
+    session.execute(
+        statement.on_conflict_do_update(
+            index_elements=["name"], set_={"seen_at": func.clock_timestamp()}
+        )
+    )
+
+
+def gone(session: Session, worker: str) -> None:
+    """Forget a worker that ends; one that died just stops being seen."""
+    session.execute(delete(Worker).where(Worker.name == worker))

@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 from app.db.hooks import signal_after_commit
 from app.errors import Conflict, NotFound
 from app.events.append import append
+from app.jobs.endings import unfinished
 from app.jobs.models import Job, JobAttempt, JobDependency, JobLease
 from app.specs.base import Spec
 from app.specs.fingerprint import fingerprint
@@ -119,11 +120,13 @@ def end(
     error: str | None = None,
     message: str | None = None,
 ) -> None:
-    """Move a job to a terminal state; wake or fail what waits for it."""
+    """Move a job to a terminal state; tell its domain; wake or fail what waits for it."""
     job.state = state
     job.error = error
     job.error_message = message
     job.ended_at = session.scalar(select(NOW))
+    if state != JobState.SUCCEEDED:
+        unfinished(session, job.kind, job.spec, message or "It was cancelled.")
     session.flush()
     announce(session, job)
     _settle_dependents(session, job)
@@ -159,8 +162,13 @@ def _all_succeeded(session: Session, job_id: int) -> bool:
     return missing == 0
 
 
-def retry(session: Session, job_id: int, *, owner: str | None = None) -> Job:
-    """Make a new job of a failed or cancelled one; terminal states never change."""
+def retry(
+    session: Session, job_id: int, *, owner: str | None = None, depends_on: Sequence[int] = ()
+) -> Job:
+    """Make a new job of a failed or cancelled one; terminal states never change.
+
+    It waits for what `depends_on` names, not for what the first one waited for.
+    """
     job = session.get(Job, job_id)
     if job is None:
         raise NotFound(f"There is no job {job_id}.")
@@ -175,12 +183,15 @@ def retry(session: Session, job_id: int, *, owner: str | None = None) -> Job:
         title=job.title,
         project_id=job.project_id,
         owner=owner or job.owner,
-        state=JobState.QUEUED,
+        state=_first_state(session, depends_on),
         priority=job.priority,
         parent_id=job.id,
     )
     session.add(again)
     session.flush()
+    session.add_all(
+        JobDependency(job_id=again.id, depends_on_id=needed) for needed in set(depends_on)
+    )
     announce(session, again)
     return again
 

@@ -1,4 +1,4 @@
-"""Where the servers of a home are: `servers.json`, written by `up`, fills what is not set."""
+"""Where the servers of a home are, as `up` wrote it down: databases and the dashboard."""
 
 import json
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 from app.settings import Settings
 
 SERVERS = "servers.json"
+ADDRESS = "address"
 
 
 def write_servers(home: Path, *, database_url: str, redis_url: str) -> None:
@@ -27,3 +28,16 @@ def settings_with_servers(settings: Settings | None = None) -> Settings:
     return settings.model_copy(
         update={name: url for name, url in known.items() if getattr(settings, name) is None}
     )
+
+
+def write_address(settings: Settings) -> None:
+    """Record where the dashboard of this home is, for the command line."""
+    (settings.home / ADDRESS).write_text(settings.own_address + "\n")
+
+
+def address_of(settings: Settings) -> str:
+    """Return where the API of a home is (or would be) served."""
+    if settings.url is not None:
+        return settings.url.rstrip("/")
+    path = settings.home / ADDRESS
+    return path.read_text().strip() if path.is_file() else settings.own_address

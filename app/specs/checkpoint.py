@@ -74,6 +74,72 @@ class TokenizerVerdict(Spec):
     first_difference: str | None = None
 
 
+def same_ids(probes: int, teacher_rows: int, student_rows: int, entries: int) -> TokenizerVerdict:
+    """Return the verdict on equal ids: rows of the embeddings against entries of the vocabulary."""
+    if min(teacher_rows, student_rows) < entries:
+        small = "teacher" if teacher_rows < student_rows else "student"
+        difference = f"the {small} has {min(teacher_rows, student_rows)} rows, not {entries}"
+        return TokenizerVerdict(
+            kind="different",
+            logits_allowed=False,
+            sentence=(
+                f"The tokenizer has {entries} entries, but {difference}: some ids have no weights. "
+                "Resize the embeddings, or train on the teacher's answers as text."
+            ),
+            probes=probes,
+            first_difference=difference,
+        )
+    if teacher_rows != student_rows:
+        return TokenizerVerdict(
+            kind="padded",
+            logits_allowed=True,
+            sentence=(
+                f"Same ids, padded embeddings: teacher {teacher_rows} rows, student {student_rows}."
+                f" Rows beyond the {entries} entries of the vocabulary get no mass."
+            ),
+            probes=probes,
+        )
+    on_texts = f" and ids on {probes} texts of this project" if probes else ""
+    both = "same vocabulary, template" if probes else "same vocabulary and template"
+    return TokenizerVerdict(
+        kind="identical",
+        logits_allowed=True,
+        sentence=f"Identical: {both}{on_texts}.",
+        probes=probes,
+    )
+
+
+def other_template(probes: int = 0) -> TokenizerVerdict:
+    return TokenizerVerdict(
+        kind="other_template",
+        logits_allowed=False,
+        sentence=(
+            "The ids are the same, but the chat template or the end-of-turn token differs: the "
+            "teacher would be scored under a template it was not trained on. Give the student "
+            "the teacher's template, or train on the teacher's answers as text."
+        ),
+        probes=probes,
+        first_difference="chat template, BOS or EOS",
+    )
+
+
+def card_verdict(teacher: CheckpointCard, student: CheckpointCard) -> TokenizerVerdict:
+    """Compare two tokenizers by their fingerprints alone: what a page can say at once."""
+    if teacher.tokenizer_fingerprint != student.tokenizer_fingerprint:
+        return TokenizerVerdict(
+            kind="different",
+            logits_allowed=False,
+            sentence=(
+                "The tokenizers differ, so the teacher's probabilities belong to other tokens. "
+                "Train on the teacher's answers as text instead (sequence-level)."
+            ),
+            first_difference="vocabulary, merges, special tokens or normaliser",
+        )
+    if teacher.template_fingerprint != student.template_fingerprint:
+        return other_template()
+    return same_ids(0, teacher.vocabulary, student.vocabulary, teacher.tokenizer_entries)
+
+
 class Compression(Spec):
     """How much smaller a student is: teacher ÷ student, and what that means, in a sentence."""
 
@@ -111,4 +177,58 @@ def compression(teacher: CheckpointCard, student: CheckpointCard) -> Compression
         bytes=size,
         in_band=low <= rounded <= high,
         sentence=f"{figures}. {verdict}",
+    )
+
+
+def verdict_of_cards(teacher: CheckpointCard, student: CheckpointCard) -> TokenizerVerdict:
+    """Compare two tokenizers by what their cards say; training encodes texts to make sure.
+
+    Fingerprints cover vocabulary, merges, special tokens and normalising, so equal ones give equal
+    ids; the embedding's rows and the chat template are compared beside them.
+    """
+    if teacher.tokenizer_fingerprint != student.tokenizer_fingerprint:
+        return TokenizerVerdict(
+            kind="different",
+            logits_allowed=False,
+            sentence=(
+                "The tokenizers differ, so the teacher's probabilities would belong to other "
+                "tokens. Train on the teacher's answers as text instead (sequence-level)."
+            ),
+            first_difference="tokenizer fingerprint",
+        )
+    rows = (teacher.vocabulary, student.vocabulary)
+    if min(rows) < teacher.tokenizer_entries:
+        small = "teacher" if teacher.vocabulary < student.vocabulary else "student"
+        return TokenizerVerdict(
+            kind="different",
+            logits_allowed=False,
+            sentence=(
+                f"The tokenizer has {teacher.tokenizer_entries:,} entries and the {small} only "
+                f"{min(rows):,} rows: some ids have no weights. Resize its embeddings."
+            ),
+            first_difference="rows of the embedding",
+        )
+    if teacher.template_fingerprint != student.template_fingerprint:
+        return TokenizerVerdict(
+            kind="other_template",
+            logits_allowed=False,
+            sentence=(
+                "The ids are the same, but the chat template or the end-of-turn token differs. "
+                "Give the student the teacher's template, or train on its answers as text."
+            ),
+            first_difference="chat template, BOS or EOS",
+        )
+    if rows[0] != rows[1]:
+        return TokenizerVerdict(
+            kind="padded",
+            logits_allowed=True,
+            sentence=(
+                f"Same ids, padded embeddings: teacher {rows[0]:,} rows, student {rows[1]:,}. "
+                f"Rows beyond the {teacher.tokenizer_entries:,} entries get no mass."
+            ),
+        )
+    return TokenizerVerdict(
+        kind="identical",
+        logits_allowed=True,
+        sentence="Identical tokenizers: same vocabulary, special tokens and chat template.",
     )

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import structlog
 from fastapi import FastAPI
+from sqlalchemy import event
 from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
@@ -116,6 +117,27 @@ def first_account() -> Callable[[Session], str]:
         return service.make_first_account(session, link, data)
 
     return make
+
+
+@pytest.fixture
+def count_queries(parts: Services) -> Callable[[Callable[[], object]], int]:
+    """Return how many statements a call sends to the database, whoever sends them."""
+
+    def count(call: Callable[[], object]) -> int:
+        call()  # the first use of a session or token notes its time
+        statements: list[str] = []
+
+        def note(_c: object, _k: object, text: str, *_rest: object) -> None:
+            statements.append(text)
+
+        event.listen(parts.engine, "before_cursor_execute", note)
+        try:
+            call()
+        finally:
+            event.remove(parts.engine, "before_cursor_execute", note)
+        return len(statements)
+
+    return count
 
 
 @pytest.fixture(scope="session", autouse=True)

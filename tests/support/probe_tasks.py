@@ -70,8 +70,6 @@ class ProbeTask:
     ) -> None:
         self.applied.append(json.loads(json.dumps(result)))
 
-    def failed(self, session: Session, held: Claim, message: str) -> None: ...
-
 
 if __name__ == "__main__":
     sys.exit(run_child(ProbeTask()))

@@ -15,10 +15,10 @@ from app.datasets import service as datasets
 from app.datasets.models import DatasetVersion
 from app.datasets.schemas import ImportRequest
 from app.db.session import make_engine, make_session_factory, transaction
+from app.demo.tickets import made_tickets
 from app.evaluations import service as evaluations
+from app.evaluations.schemas import Choice
 from app.events.queries import series
-from app.jobs.models import Job
-from app.jobs.nudge import Broker
 from app.projects import service as projects
 from app.projects.models import Project
 from app.projects.schemas import ProjectCreate
@@ -26,14 +26,11 @@ from app.runs.models import Run, RunJob
 from app.settings import Settings
 from app.specs.checkpoint import FolderSource, PruneSpec
 from app.specs.evaluation import EvaluationSpec
-from app.specs.jobs import JobState, Queue
 from app.specs.training import Objective, RenderSpec, RunSpec, Schedule, TrainingSpec
 from app.teacher_cache.models import CacheSpaceRow
-from bench.made_tickets import made_tickets
+from tests.support.workers import carry_out_all
 from tests.workers.distill.tiny import llama, tokenizer
 from workers.distill.checkpoints import save_checkpoint
-from workers.job.supervisor import Supervisor
-from workers.tasks.registry import task_of
 
 Factory = sessionmaker[Session]
 CONVERSATIONS = 60
@@ -74,30 +71,6 @@ def write_log(path: Path) -> None:
         lines.append(json.dumps(record))
     lines += ["{cut off", lines[0]]
     path.write_text("\n".join(lines) + "\n")
-
-
-def carry_out_all(factory: Factory, settings: Settings) -> None:
-    """Be the workers until no job waits; every job must have succeeded."""
-    supervisors = [
-        Supervisor(
-            task_of=task_of,
-            factory=factory,
-            broker=Broker(settings.require_redis_url()),
-            settings=settings,
-            queue=queue,
-            worker=f"w-{queue}",
-        )
-        for queue in Queue
-    ]
-    while any(supervisor.run_next() for supervisor in supervisors):
-        pass
-    with transaction(factory) as session:
-        bad = [
-            (j.title, j.state, j.error, j.error_message)
-            for j in session.scalars(select(Job))
-            if j.state != JobState.SUCCEEDED
-        ]
-    assert not bad
 
 
 def upload(session: Session, project: Project, path: Path, settings: Settings) -> int:
@@ -178,7 +151,9 @@ def test_a_log_becomes_a_comparison(factory: Factory, settings: Settings, tmp_pa
     carry_out_all(factory, settings)
 
     with transaction(factory) as session:
-        comparison = evaluations.compare_group(session, session.get_one(Project, project.id), None)
+        comparison = evaluations.compare_chosen(
+            session, session.get_one(Project, project.id), Choice()
+        )
         shown = json.loads(json.dumps(comparison.as_json(), allow_nan=False))
         space = session.scalars(select(CacheSpaceRow)).one()
         trained = session.scalars(

@@ -42,6 +42,8 @@ _TOKENIZER_FILES = (
     "generation_config.json",
 )
 _MAX_HEADER = 100 << 20
+_LICENCE_READ = 20_000
+_LICENCE_LENGTH = 80
 
 
 def load_model(
@@ -214,7 +216,7 @@ def import_folder(source: Path, target: Path, callbacks: Callbacks) -> Checkpoin
     gguf = _gguf_of(source)
     if gguf is not None:
         convert_gguf(gguf, target, callbacks)
-        return read_card(target)
+        return read_card(target, licence=licence_of(gguf.parent))
     files = weight_files(source)
     wanted = [*files, source / "config.json"]
     wanted += [p for name in _TOKENIZER_FILES if (p := source / name).is_file()]
@@ -228,9 +230,27 @@ def import_folder(source: Path, target: Path, callbacks: Callbacks) -> Checkpoin
                 tensor_headers(path)
             shutil.copyfile(path, temporary / path.name)
         callbacks.progress(len(wanted), len(wanted), "files")
-        card = read_card(temporary)
+        card = read_card(temporary, licence=licence_of(source))
         load_model(temporary)  # what cannot be loaded must not be registered
     return card
+
+
+def licence_of(folder: Path) -> str | None:
+    """Return the licence a checkpoint folder states: the model card's, else the LICENSE's title."""
+    card = folder / "README.md"
+    if card.is_file():
+        head = card.read_text(errors="replace")[:_LICENCE_READ].split("---")
+        front = head[1] if len(head) > 2 and not head[0].strip() else ""  # noqa: PLR2004 - front matter has two fences
+        for line in front.splitlines():
+            key, _, value = line.partition(":")
+            if key == "license" and value.strip():
+                return value.strip().strip("'\"")[:_LICENCE_LENGTH]
+    for path in sorted(folder.glob("LICENSE*")):
+        lines = path.read_text(errors="replace")[:_LICENCE_READ].splitlines()
+        title = next((line.strip() for line in lines if line.strip()), None)
+        if title is not None:
+            return title[:_LICENCE_LENGTH]
+    return None
 
 
 def _gguf_of(source: Path) -> Path | None:

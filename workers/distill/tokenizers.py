@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from app.specs.checkpoint import TokenizerVerdict
+from app.specs.checkpoint import TokenizerVerdict, other_template, same_ids
 from app.specs.fingerprint import fingerprint
 from workers.distill.errors import TokenizerError
 
@@ -93,50 +93,8 @@ def tokenizer_verdict(
             first_difference=difference,
         )
     if template_fingerprint(teacher) != template_fingerprint(student):
-        return TokenizerVerdict(
-            kind="other_template",
-            logits_allowed=False,
-            sentence=(
-                "The ids are the same, but the chat template or the end-of-turn token differs: the "
-                "teacher would be scored under a template it was not trained on. Give the student "
-                "the teacher's template, or train on the teacher's answers as text."
-            ),
-            probes=len(probes),
-            first_difference="chat template, BOS or EOS",
-        )
-    return _same_ids(len(probes), teacher_vocabulary, student_vocabulary, vocabulary_size(teacher))
-
-
-def _same_ids(probes: int, teacher_rows: int, student_rows: int, entries: int) -> TokenizerVerdict:
-    if min(teacher_rows, student_rows) < entries:
-        small = "teacher" if teacher_rows < student_rows else "student"
-        difference = f"the {small} has {min(teacher_rows, student_rows)} rows, not {entries}"
-        return TokenizerVerdict(
-            kind="different",
-            logits_allowed=False,
-            sentence=(
-                f"The tokenizer has {entries} entries, but {difference}: some ids have no weights. "
-                "Resize the embeddings, or train on the teacher's answers as text."
-            ),
-            probes=probes,
-            first_difference=difference,
-        )
-    if teacher_rows != student_rows:
-        return TokenizerVerdict(
-            kind="padded",
-            logits_allowed=True,
-            sentence=(
-                f"Same ids, padded embeddings: teacher {teacher_rows} rows, student {student_rows}."
-                f" Rows beyond the {entries} entries of the vocabulary get no mass."
-            ),
-            probes=probes,
-        )
-    return TokenizerVerdict(
-        kind="identical",
-        logits_allowed=True,
-        sentence=f"Identical: same vocabulary, template and ids on {probes} texts of this project.",
-        probes=probes,
-    )
+        return other_template(len(probes))
+    return same_ids(len(probes), teacher_vocabulary, student_vocabulary, vocabulary_size(teacher))
 
 
 def _first_difference(teacher: Any, student: Any, probes: Sequence[str]) -> str | None:

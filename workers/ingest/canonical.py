@@ -1,24 +1,10 @@
 """What a message says, as a hash: parts are text, ids are dropped, arguments are sorted."""
 
-import re
 from functools import lru_cache
-from hashlib import blake2b
 from zlib import crc32
 
 from app.specs.conversation import Message
-
-DIGEST_BITS = 96
-_CLOCK = re.compile(
-    r"\d+(?:(?:st|nd|rd|th)\b)?|\b(?:jan|feb|mar|apr|may|jun|jul|aug|sep|sept|oct|nov|dec|january|february|march|april"
-    r"|june|july|august|september|october|november|december|mon|tue|wed|thu|fri|sat|sun|monday"
-    r"|tuesday|wednesday|thursday|friday|saturday|sunday|[ap]m)\b",
-    re.IGNORECASE,
-)
-_SPACE = re.compile(r"\s+")
-
-
-def _digest(text: str) -> int:
-    return int.from_bytes(blake2b(text.encode(), digest_size=DIGEST_BITS // 8).digest())
+from app.specs.split import digest
 
 
 def _said(role: str, text: str) -> str:
@@ -29,7 +15,7 @@ def _said(role: str, text: str) -> str:
 
 @lru_cache(maxsize=4096)
 def _plain(role: str, text: str) -> int:
-    return _digest(_said(role, text))
+    return digest(_said(role, text))
 
 
 def canon(message: Message) -> int:
@@ -49,7 +35,7 @@ def canon(message: Message) -> int:
         said += f"\x1d{message.tool_call_id or 0}"
     elif message.role != "assistant" and message.flags:
         said += f"\x1c{message.flags}"
-    return _digest(said)
+    return digest(said)
 
 
 def spelling(message: Message) -> int:
@@ -66,18 +52,3 @@ def spelling(message: Message) -> int:
     ):
         return 0
     return 1 + crc32(f"{message.reasoning}\x1f{message.name}\x1f{text}".encode())
-
-
-def template(text: str) -> str:
-    """Return a system prompt with its numbers, dates and clock times blanked out."""
-    return _SPACE.sub(" ", _CLOCK.sub("#", text)).strip()
-
-
-def template_digest(before: int, text: str) -> int:
-    """Return the hash of a run of system prompts as templates; `before` is that of those before."""
-    return _digest(f"{before:x}\x1f{template(text)}")
-
-
-def normalised(text: str) -> str:
-    """Return a text for comparing roots: case, white space and damaged characters do not count."""
-    return _SPACE.sub(" ", text.replace("\ufffd", "")).strip().casefold()

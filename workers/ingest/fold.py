@@ -14,8 +14,7 @@ from typing import Any
 import orjson
 
 from app.specs.conversation import Conversation, Message, ToolCall
-from app.specs.fingerprint import fingerprint
-from workers.ingest.canonical import normalised
+from app.specs.split import root_group
 from workers.ingest.dedup import Facts, Produced, facts_of
 from workers.ingest.joins import Joins, join
 from workers.ingest.trie import ROOT, Spool, Trie
@@ -195,7 +194,7 @@ class Folder:
             tools=tuple(tools),
             metadata=metadata,
             source=said.place,
-            group=fingerprint([f"{root:x}", normalised(user)]),
+            group=root_group(root, user),
         )
 
     def _messages(

@@ -18,6 +18,7 @@ from app.specs.conversation import (
     RecordPreview,
     Reject,
 )
+from app.specs.split import side
 from workers.ingest.callbacks import Progress, Quiet
 from workers.ingest.dataset_file import write_conversations
 from workers.ingest.errors import EmptyUpload, ImportStopped, MixedFormats, UnknownFormat
@@ -27,7 +28,6 @@ from workers.ingest.funnel import FunnelCounts
 from workers.ingest.jsontext import excerpt
 from workers.ingest.reading import Outcome, read_records, reject
 from workers.ingest.registry import MIN_SCORE, detect, format_named, formats
-from workers.ingest.split import side
 from workers.ingest.unpacking import Limits
 from workers.ingest.values import Format, LoggedCall, Record, Unusable, quarantined
 

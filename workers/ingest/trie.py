@@ -9,7 +9,8 @@ from typing import Any
 import orjson
 
 from app.specs.conversation import Message
-from workers.ingest.canonical import DIGEST_BITS, canon, spelling, template_digest
+from app.specs.split import DIGEST_BITS, template_digest
+from workers.ingest.canonical import canon, spelling
 
 ROOT = 0
 MODULUS = (1 << 61) - 1

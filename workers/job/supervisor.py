@@ -235,7 +235,6 @@ class JobHand:
         with transaction(self.sup.factory) as session:
             lease.guard(session, self.held, self.sup.settings.lease_seconds)
             self.rows.write(session, self.spool)
-            self.task.failed(session, self.held, error.message)
             lease.fail(session, self.held, error, exit_code=exit_code)
         self._done(session)
 

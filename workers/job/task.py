@@ -54,6 +54,3 @@ class Task(Protocol):
         self, session: Session, held: Claim, result: dict[str, Any], settings: Settings
     ) -> None:
         """Write the result, inside the fenced transaction that finishes the job."""
-
-    def failed(self, session: Session, held: Claim, message: str) -> None:
-        """Write what a person should see on the job's subject when it failed or was cancelled."""

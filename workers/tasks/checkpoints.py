@@ -42,6 +42,8 @@ class PruneInputs(Inputs):
     teacher: str
     calibration: str | None
     prune: PruneSpec
+    licence: str | None
+    """The teacher's: what is cut out of it stays under it."""
 
 
 class _FillsCheckpoint(NoParts):
@@ -59,9 +61,6 @@ class _FillsCheckpoint(NoParts):
         checkpoint_id = held.spec["checkpoint_id"]
         service.ready(session, checkpoint_id, card, blob)
         service.drop_token(settings, checkpoint_id)
-
-    def failed(self, session: Session, held: Claim, message: str) -> None:
-        service.failed(session, held.spec["checkpoint_id"], message)
 
 
 class RegisterTask(_FillsCheckpoint):
@@ -116,7 +115,10 @@ class PruneTask(_FillsCheckpoint):
             if version is None:
                 raise NotFound("The dataset version for calibration was removed.")
             calibration = str(conversations_path(version, settings).absolute())
-        return PruneInputs(teacher=str(folder), calibration=calibration, prune=job.prune)
+        licence = CheckpointCard.model_validate(teacher.card).licence
+        return PruneInputs(
+            teacher=str(folder), calibration=calibration, prune=job.prune, licence=licence
+        )
 
     def run(self, inputs: PruneInputs, context: BodyContext) -> dict[str, Any]:
         context.callbacks.phase("load teacher")
@@ -133,8 +135,8 @@ class PruneTask(_FillsCheckpoint):
         context.callbacks.phase("cut")
         target = context.workdir / "student"
         save_checkpoint(prune(model, inputs.prune, ids), tokenizer, target)
-        card = read_card(target).model_dump(mode="json")
-        return {"folder": str(target.absolute()), "card": card}
+        card = read_card(target, licence=inputs.licence)
+        return {"folder": str(target.absolute()), "card": card.model_dump(mode="json")}
 
 
 TASKS: dict[JobKind, Task] = {JobKind.REGISTER: RegisterTask(), JobKind.PRUNE: PruneTask()}

@@ -76,9 +76,5 @@ class EvaluateTask(NoParts):
         evaluation_id = held.spec["evaluation_id"]
         service.done(session, evaluation_id, report, Path(result["examples"]), settings)
 
-    def failed(self, session: Session, held: Claim, message: str) -> None:
-        del message  # the job's own state says it
-        service.failed(session, held.spec["evaluation_id"])
-
 
 TASKS: dict[JobKind, Task] = {JobKind.EVALUATE: EvaluateTask()}

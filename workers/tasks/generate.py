@@ -7,6 +7,7 @@ from typing import Any
 import orjson
 from sqlalchemy.orm import Session
 
+from app.checkpoints import service as checkpoints
 from app.datasets import service as datasets
 from app.datasets.models import Upload
 from app.errors import NotFound
@@ -37,14 +38,13 @@ class GenerateTask(NoParts):
 
     def load(self, session: Session, spec: Mapping[str, Any], settings: Settings) -> Inputs:
         job = GenerateJob.model_validate(spec)
-        folder, card = checkpoint_folder(session, job.checkpoint_id, settings)
+        name = checkpoints.require_ready(session, job.checkpoint_id).name
+        folder, _ = checkpoint_folder(session, job.checkpoint_id, settings)
         upload = session.get(Upload, job.prompts_upload_id)
         if upload is None:
             raise NotFound("The upload of prompts was removed. Send the file again.")
         path = datasets.upload_path(settings, upload.key).absolute()
-        return GenerateInputs(
-            job=job, checkpoint=folder, model=card.weights_fingerprint[:12], prompts=str(path)
-        )
+        return GenerateInputs(job=job, checkpoint=folder, model=name, prompts=str(path))
 
     def run(self, inputs: GenerateInputs, context: BodyContext) -> dict[str, Any]:
         context.callbacks.phase("load")
@@ -78,10 +78,6 @@ class GenerateTask(NoParts):
     ) -> None:
         upload_id = GenerateJob.model_validate(held.spec).output_upload_id
         datasets.fill_upload(session, upload_id, Path(result["file"]), settings)
-
-    def failed(self, session: Session, held: Claim, message: str) -> None:
-        upload_id = GenerateJob.model_validate(held.spec).output_upload_id
-        datasets.inspect_failed(session, upload_id, message)
 
 
 def _lines(path: str) -> list[bytes]:

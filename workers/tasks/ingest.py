@@ -60,10 +60,6 @@ class InspectTask(NoParts):
         upload_id = InspectJob.model_validate(held.spec).upload_id
         service.inspected(session, upload_id, InspectReport.model_validate(result))
 
-    def failed(self, session: Session, held: Claim, message: str) -> None:
-        upload_id = InspectJob.model_validate(held.spec).upload_id
-        service.inspect_failed(session, upload_id, message)
-
 
 class ImportTask(NoParts):
     kind = JobKind.IMPORT
@@ -108,10 +104,6 @@ class ImportTask(NoParts):
         funnel = ImportFunnel.model_validate(result["funnel"])
         service.imported(session, version_id, funnel, conversations=names[0], rejects=names[1])
 
-    def failed(self, session: Session, held: Claim, message: str) -> None:
-        version_id = ImportJob.model_validate(held.spec).dataset_version_id
-        service.import_failed(session, version_id, message)
-
 
 def _uploads(session: Session, job: ImportJob) -> list[Upload]:
     found = (session.get(Upload, upload_id) for upload_id in job.upload_ids)
@@ -140,10 +132,6 @@ class FreezeTask(NoParts):
         del settings
         version_id = FreezeJob.model_validate(held.spec).dataset_version_id
         service.frozen(session, version_id, result["sha256"])
-
-    def failed(self, session: Session, held: Claim, message: str) -> None:
-        version_id = FreezeJob.model_validate(held.spec).dataset_version_id
-        service.freeze_failed(session, version_id, message)
 
 
 TASKS: dict[JobKind, Task] = {

@@ -81,11 +81,10 @@ class PrecomputeTask:
     def apply(
         self, session: Session, held: Claim, result: dict[str, Any], settings: Settings
     ) -> None:
-        del held, settings
-        service.report(session, result["address"], CacheReport.model_validate(result["report"]))
-
-    def failed(self, session: Session, held: Claim, message: str) -> None:
-        del session, held, message  # the job's own state says it
+        del settings
+        job = PrecomputeJob.model_validate(held.spec)
+        found = CacheReport.model_validate(result["report"])
+        service.captured(session, result["address"], job, found)
 
 
 TASKS: dict[JobKind, Task] = {JobKind.PRECOMPUTE: PrecomputeTask()}

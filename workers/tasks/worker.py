@@ -1,16 +1,26 @@
 """The Celery worker: `celery -A workers.tasks.worker worker -Q gpu -c 1`."""
 
+import contextlib
 import ctypes
 import multiprocessing
 import os
 import signal
 import socket
+import threading
 from functools import cache
 from typing import Any
 
-from celery.signals import worker_process_init, worker_shutting_down
+import structlog
+from celery.signals import (
+    celeryd_after_setup,
+    worker_process_init,
+    worker_process_shutdown,
+    worker_shutting_down,
+)
+from sqlalchemy.exc import OperationalError
 
-from app.db.session import make_engine, make_session_factory
+from app.db.session import make_engine, make_session_factory, transaction
+from app.jobs import lease
 from app.jobs.nudge import RUN_NEXT, Broker
 from app.local.urls import settings_with_servers
 from app.logs import configure_logs
@@ -22,7 +32,17 @@ from workers.tasks.registry import task_of
 
 settings = settings_with_servers()
 app = build(settings.require_redis_url())
+log = structlog.get_logger()
 _drain = multiprocessing.get_context("fork").Event()  # shared with the pool process it forks
+_queues: list[Queue] = []
+_ended = threading.Event()
+IDLE_BEAT_SECONDS = 10.0
+"""A third of what the dispatcher lets pass before it takes a worker for gone."""
+
+
+@celeryd_after_setup.connect  # type: ignore[untyped-decorator] # celery has no types
+def _note_queues(instance: Any, **_: Any) -> None:
+    _queues.extend(Queue(name) for name in instance.app.amqp.queues.consume_from)
 
 
 @worker_shutting_down.connect  # type: ignore[untyped-decorator] # celery has no types
@@ -35,6 +55,29 @@ def _prepare(**_: Any) -> None:
     # The pool process goes with its parent; its lease then runs out and the job is taken back.
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     configure_logs(settings.log_format)
+    for queue in _queues:
+        threading.Thread(target=_be_seen, args=(_supervisor(queue),), daemon=True).start()
+
+
+def _be_seen(supervisor: Supervisor) -> None:
+    """Beat while idle too, so that people and the dispatcher see who waits for work."""
+    while True:
+        try:
+            with transaction(supervisor.factory) as session:
+                lease.still_here(session, supervisor.worker, supervisor.queue, host=supervisor.host)
+        except OperationalError as error:
+            log.warning("database_away", error=str(error.orig))
+        if _ended.wait(IDLE_BEAT_SECONDS):
+            return
+
+
+@worker_process_shutdown.connect  # type: ignore[untyped-decorator] # celery has no types
+def _sign_off(**_: Any) -> None:
+    _ended.set()
+    for queue in _queues:
+        supervisor = _supervisor(queue)
+        with contextlib.suppress(OperationalError), transaction(supervisor.factory) as session:
+            lease.gone(session, supervisor.worker)
 
 
 @cache

@@ -1,7 +1,6 @@
 """The account pages and the API, through the whole web program."""
 
 import re
-import stat
 from collections.abc import Callable
 
 from sqlalchemy import select
@@ -21,7 +20,9 @@ def _link(parts: Services) -> str:
     return secret
 
 
-def test_set_up_then_signed_in_with_a_local_token(client: TestClient, parts: Services) -> None:
+def test_set_up_then_signed_in_beside_a_local_token(client: TestClient, parts: Services) -> None:
+    with parts.sessions.begin() as session:
+        token = service.ensure_local_token(session, parts.settings.token_file)
     secret = _link(parts)
     page = client.get(f"/setup/{secret}")
     assert "Make the first account" in page.text
@@ -39,10 +40,9 @@ def test_set_up_then_signed_in_with_a_local_token(client: TestClient, parts: Ser
     assert "HttpOnly" in cookie
     assert "SameSite=lax" in cookie
     assert client.get("/account").status_code == 200
-    assert stat.S_IMODE(parts.settings.token_file.stat().st_mode) == 0o600
-    token = parts.settings.token_file.read_text().strip()
+    assert client.get("/api/v1/me").json()["name"] == "ada"
     me = client.get("/api/v1/me", headers={"Authorization": f"Bearer {token}"})
-    assert me.json()["name"] == "ada"
+    assert me.json()["name"] == service.LOCAL_USER
     assert client.get(f"/setup/{secret}").status_code == 404
 
 

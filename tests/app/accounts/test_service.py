@@ -6,6 +6,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
@@ -162,21 +163,25 @@ def test_expired_token_is_refused(
     assert service.principal_of_token(session, secret) is None
 
 
-def test_local_token_is_private_kept_and_replaced(
-    session: Session, first_account: Callable[[Session], str], tmp_path: Path
-) -> None:
+def test_local_token_is_private_kept_and_replaced(session: Session, tmp_path: Path) -> None:
     path = tmp_path / "home" / "token"
-    assert not service.ensure_local_token(session, path), "no account yet"
-    first_account(session)
-    assert service.ensure_local_token(session, path)
-    secret = path.read_text().strip()
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert service.principal_of_token(session, secret) is not None
-    path.chmod(0o644)
-    assert service.ensure_local_token(session, path)
+    secret = service.ensure_local_token(session, path)
     assert path.read_text().strip() == secret
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    principal = service.principal_of_token(session, secret)
+    assert principal is not None
+    assert principal.is_admin
+    path.chmod(0o644)
+    assert service.ensure_local_token(session, path) == secret
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
     path.write_text("damaged")
-    assert service.ensure_local_token(session, path)
-    assert path.read_text().strip() != secret
+    assert service.ensure_local_token(session, path) == path.read_text().strip() != secret
     assert service.principal_of_token(session, secret) is None, "one local token at a time"
+
+
+def test_the_installation_itself_is_no_first_account(session: Session, tmp_path: Path) -> None:
+    service.ensure_local_token(session, tmp_path / "token")
+    assert service.ensure_setup_link(session) is not None
+    assert service.sign_in(session, service.LOCAL_USER, "").secret is None
+    with pytest.raises(ValidationError):
+        FirstAccount(name=service.LOCAL_USER, password=PASSWORD, again=PASSWORD)

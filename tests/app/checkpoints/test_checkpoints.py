@@ -1,6 +1,7 @@
 """Checkpoints through the services and the task adapters: register, token, prune, failure."""
 
 import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from app.checkpoints import queries, service
 from app.checkpoints.models import Checkpoint
 from app.checkpoints.schemas import CheckpointAdd, StudentMake
 from app.errors import Conflict, InvalidInput, NotFound
+from app.jobs import service as jobs
 from app.jobs.lease import Claim
 from app.jobs.models import Job
 from app.projects import service as projects
@@ -18,7 +20,7 @@ from app.projects.models import Project
 from app.projects.schemas import ProjectCreate, ProjectEdit
 from app.settings import Settings
 from app.specs.checkpoint import FolderSource, HubSource, PruneSpec
-from app.specs.jobs import JobKind
+from app.specs.jobs import JobKind, JobState
 from app.storage.blobs import LocalBlobs
 from tests.workers.distill import tiny
 from workers.distill.checkpoints import save_checkpoint
@@ -105,9 +107,12 @@ def test_a_missing_folder_fails_with_the_cores_sentence(
     row = service.register(session, project, data, settings=settings, owner="admin")
     with pytest.raises(CheckpointError, match="is not a folder") as caught:
         work(session, row, settings, tmp_path)
-    tasks.TASKS[JobKind.REGISTER].failed(session, claim(session, row), str(caught.value))
-    assert row.state == "failed"
-    assert row.error is not None
+    job = session.get(Job, row.job_id)
+    assert job is not None
+    job.state = JobState.STARTING
+    session.flush()
+    jobs.end(session, job, JobState.FAILED, message=str(caught.value))
+    assert (row.state, row.error) == ("failed", str(caught.value))
     student = StudentMake(name="s", teacher_id=row.id, prune=PruneSpec(depth=1))
     with pytest.raises(Conflict):
         service.make_student(session, project, student, owner="admin")
@@ -149,3 +154,23 @@ def test_a_checkpoint_of_another_project_is_not_here(
         service.get(session, other.id, teacher.id)
     projects.edit(session, project, ProjectEdit(teacher_id=teacher.id))
     assert project.teacher_id == teacher.id
+
+
+def test_a_cancel_in_the_queue_ends_the_checkpoint_and_its_token(
+    session: Session, project: Project, settings: Settings
+) -> None:
+    paths = []
+    for name in ("cancelled", "waiting"):
+        data = CheckpointAdd(name=name, source=HubSource(repo_id="a/b"), token="hf_canary")
+        row = service.register(session, project, data, settings=settings, owner="admin")
+        paths.append(service.token_file(settings, row.id))
+        if name == "cancelled":
+            assert row.job_id is not None
+            jobs.request_cancel(session, row.job_id, "discard")
+            assert (row.state, row.error) == ("failed", "It was cancelled.")
+    service.drop_stale_tokens(session, settings)
+    assert all(path.exists() for path in paths), "younger than a minute: perhaps not committed"
+    for path in paths:
+        os.utime(path, (0, 0))
+    service.drop_stale_tokens(session, settings)
+    assert [path.exists() for path in paths] == [False, True]

@@ -3,22 +3,22 @@
 from pathlib import Path
 
 import pytest
-from sqlalchemy import event
+from sqlalchemy import event, select
 from sqlalchemy.orm import Session
 
 from app.checkpoints.models import Checkpoint
 from app.datasets import queries, service
 from app.datasets.schemas import ConversationFilter, ImportRequest
 from app.errors import Conflict, NotFound, PayloadTooLarge
-from app.jobs.lease import Claim
+from app.jobs import service as jobs
+from app.jobs.models import Job
 from app.projects import service as projects
 from app.projects.models import Project
 from app.projects.schemas import ProjectCreate
 from app.settings import Settings
 from app.specs.conversation import ImportFunnel
-from app.specs.jobs import JobKind
+from app.specs.jobs import JobKind, JobState
 from tests.app.datasets.made import imported, stored, work
-from workers.tasks import ingest
 
 
 @pytest.fixture
@@ -109,8 +109,10 @@ def test_imports_count_versions_and_failures_are_kept(
     request = ImportRequest(dataset="traffic", upload_ids=first.import_spec["upload_ids"])
     second = service.start_import(session, project, request, owner="admin")
     assert (first.number, second.number) == (1, 2)
-    held = Claim(1, 7, "import", second.import_spec, "version:1", 1, ())
-    ingest.TASKS[JobKind.IMPORT].failed(session, held, "No records.")
+    job = session.scalars(select(Job).where(Job.kind == JobKind.IMPORT).order_by(Job.id)).all()[-1]
+    job.state = JobState.STARTING
+    session.flush()
+    jobs.end(session, job, JobState.FAILED, message="No records.")
     assert (second.state, second.error) == ("failed", "No records.")
 
 
@@ -163,10 +165,7 @@ def test_the_version_list_takes_one_query(
             statements.append(text)  # noqa: B023 - called inside this turn only
 
         event.listen(connection, "before_cursor_execute", note)
-        names = [
-            (v.version.dataset.name, v.version.number)
-            for v in queries.versions_of(session, project_id)
-        ]
+        names = [(v.dataset.name, v.number) for v in queries.versions_of(session, project_id)]
         event.remove(connection, "before_cursor_execute", note)
         counts.append(len(statements))
         assert names

@@ -276,9 +276,8 @@ def test_a_version_shows_its_work_its_failure_and_the_way_on(
     assert made.job_of(version) != before
     assert "Stop the import" in page(signed_in, f"/{version}")
     with made.session() as (session, _):
-        service.import_failed(session, version, "“log” is in no known format.")
         job = session.get_one(Job, session.get_one(DatasetVersion, version).job_id)
-        finish(session, job, JobState.FAILED, "x")
+        finish(session, job, JobState.FAILED, "“log” is in no known format.")
     assert "“log” is in no known format." in page(signed_in, f"/{version}", **PARTIAL)
 
 

@@ -5,23 +5,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM
 
+from app.demo.tickets import made_tickets
 from app.specs.conversation import Conversation
 from app.specs.teacher import CaptureProfile
 from app.specs.training import RenderSpec
-from bench.made_tickets import made_tickets
 from workers.distill.rendering import Renderer
+from workers.distill.students.tiny import byte_level_tokenizer
 from workers.distill.teachers import LocalTeacher
 from workers.distill.values import RenderedConversation, TargetRows
-
-END = "<|im_end|>"
-TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
-    "{{ message['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 
 
 @functools.cache
@@ -32,21 +25,7 @@ def tickets(count: int, seed: int = 0) -> tuple[Conversation, ...]:
 @functools.cache
 def tokenizer() -> Any:
     """Return a byte-level BPE of 512 entries, trained on the task, EOS `<|im_end|>`."""
-    made = Tokenizer(models.BPE())
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=512,
-        special_tokens=["<|im_start|>", "<|im_end|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    made.train_from_iterator(
-        [m.content for c in tickets(300) for m in c.messages] + ["system user assistant"], trainer
-    )
-    fast = PreTrainedTokenizerFast(tokenizer_object=made, eos_token=END)
-    fast.chat_template = TEMPLATE
-    return fast
+    return byte_level_tokenizer([m.content for c in tickets(300) for m in c.messages])
 
 
 def llama(

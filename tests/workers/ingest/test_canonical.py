@@ -6,7 +6,8 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workers.ingest.canonical import canon, normalised, spelling, template
+from app.specs.split import normalised, template
+from workers.ingest.canonical import canon, spelling
 from workers.ingest.chat import message_of
 from workers.ingest.jsontext import parse_object
 

@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.specs.fingerprint import fingerprint
+from app.specs.split import side
 from tests.workers.ingest.conftest import Load, chat
-from workers.ingest.split import side
 
 SHARES = st.floats(0, 0.5)
 

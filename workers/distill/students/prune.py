@@ -12,19 +12,11 @@ from numpy.typing import NDArray
 from transformers import LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM
 
 from app.specs.checkpoint import PruneSpec
+from app.specs.pruning import Shape, shape_after, shape_problems
 from workers.distill.errors import PruneError
 
 _FAMILIES = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM)
 _BATCH = 8
-
-
-@dataclass(frozen=True, slots=True)
-class _Shape:
-    depth: int
-    width: int
-    ffn: int
-    heads: int
-    kv_heads: int
 
 
 @dataclass(slots=True)
@@ -60,7 +52,7 @@ def prune(model: Any, spec: PruneSpec, calibration: Sequence[NDArray[np.int32]] 
     )
     config = copy.deepcopy(model.config)
     config.num_hidden_layers, config.hidden_size = shape.depth, shape.width
-    config.intermediate_size = shape.ffn
+    config.intermediate_size = shape.ffn_width
     config.num_attention_heads, config.num_key_value_heads = shape.heads, shape.kv_heads
     config.head_dim = _head_dim(model)
     if getattr(config, "layer_types", None):
@@ -83,48 +75,24 @@ def _head_dim(model: Any) -> int:
     return int(size)
 
 
-def _check(model: Any, spec: PruneSpec) -> _Shape:
+def _check(model: Any, spec: PruneSpec) -> Shape:
     if not isinstance(model, _FAMILIES):
         raise PruneError(
             f"{type(model).__name__} cannot be pruned; llama, mistral and qwen2 can. "
             "Choose such a teacher, or an existing student."
         )
     config = model.config
-    full = _Shape(
+    full = Shape(
         config.num_hidden_layers,
         config.hidden_size,
         config.intermediate_size,
         config.num_attention_heads,
         int(config.num_key_value_heads or config.num_attention_heads),
     )
-    heads = spec.heads or full.heads
-    kv_heads = int(spec.kv_heads or min(full.kv_heads, heads))
-    shape = _Shape(
-        spec.depth or full.depth,
-        spec.width or full.width,
-        spec.ffn_width or full.ffn,
-        heads,
-        kv_heads,
-    )
-    for name in ("depth", "width", "ffn", "heads", "kv_heads"):
-        wanted, most = getattr(shape, name), getattr(full, name)
-        if not 1 <= wanted <= most:
-            raise PruneError(f"{name} {wanted} is outside 1…{most}, what the teacher has.")
-    if shape.heads % shape.kv_heads:
-        raise PruneError(
-            f"{shape.heads} heads cannot share {shape.kv_heads} key/value heads evenly. "
-            "Take a multiple."
-        )
-    if shape.heads // shape.kv_heads > full.heads // full.kv_heads:
-        raise PruneError(
-            f"{shape.heads} heads on {shape.kv_heads} key/value heads are more than the teacher's "
-            f"{full.heads // full.kv_heads} a group. Keep more key/value heads."
-        )
-    if shape.width % shape.heads:
-        raise PruneError(
-            f"width {shape.width} is not a multiple of {shape.heads} heads, which transformers "
-            f"needs. Take {shape.width // shape.heads * shape.heads or shape.heads}."
-        )
+    shape = shape_after(full, spec)
+    problems = shape_problems(full, spec) if shape != full else {}
+    if problems:
+        raise PruneError(" ".join(problems.values()))
     return shape
 
 
@@ -234,7 +202,7 @@ def _top(scores: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def _choose_heads(
-    scores: torch.Tensor, groups: int, shape: _Shape
+    scores: torch.Tensor, groups: int, shape: Shape
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return (query heads, key/value heads) kept: the best groups, and the best heads in each."""
     grouped = scores.view(groups, -1)
@@ -250,7 +218,7 @@ def _rows_of(heads: torch.Tensor, head_dim: int) -> torch.Tensor:
 
 
 def _copy(
-    model: Any, student: Any, shape: _Shape, kept_layers: list[int], importance: Importance
+    model: Any, student: Any, shape: Shape, kept_layers: list[int], importance: Importance
 ) -> None:
     source, target = model.base_model, student.base_model
     head_dim = _head_dim(model)
@@ -273,7 +241,7 @@ def _copy(
         old, new = source.layers[number], target.layers[place]
         norm(new.input_layernorm, old.input_layernorm, 2 * number)
         norm(new.post_attention_layernorm, old.post_attention_layernorm, 2 * number + 1)
-        ffn = _top(importance.ffn[number], shape.ffn)
+        ffn = _top(importance.ffn[number], shape.ffn_width)
         _linear(new.mlp.gate_proj, old.mlp.gate_proj, ffn, width)
         _linear(new.mlp.up_proj, old.mlp.up_proj, ffn, width)
         _linear(new.mlp.down_proj, old.mlp.down_proj, width, ffn)

@@ -11,6 +11,7 @@ from workers.distill.callbacks import Silent
 from workers.distill.checkpoints import (
     download_hub,
     import_folder,
+    licence_of,
     load_model,
     read_card,
     save_checkpoint,
@@ -113,3 +114,16 @@ def test_a_hub_out_of_reach_is_one_clear_sentence(
     with pytest.raises(HubUnavailableError, match="Write owner/name"):
         download_hub("a/b/c", "main", None, tmp_path / "x", Silent())
     assert not (tmp_path / "x").exists()
+
+
+def test_the_licence_is_read_from_the_model_card_or_the_licence_file(tmp_path: Path) -> None:
+    folder = tmp_path / "source"
+    save_checkpoint(tiny.llama(), tiny.tokenizer(), folder)
+    assert licence_of(folder) is None
+    (folder / "LICENSE.txt").write_text("\n  Apache License\nVersion 2.0\n")
+    assert licence_of(folder) == "Apache License"
+    (folder / "README.md").write_text("---\ntags:\n- x\nlicense: 'mit'\n---\n# license: no\n")
+    assert licence_of(folder) == "mit"
+    assert import_folder(folder, tmp_path / "copy", Silent()).licence == "mit"
+    (folder / "README.md").write_text("# no front matter\nlicense: other\n---\n")
+    assert licence_of(folder) == "Apache License"

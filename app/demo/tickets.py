@@ -2,11 +2,11 @@
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from app.specs.conversation import Conversation, Message
-from app.specs.fingerprint import fingerprint
+from app.specs.split import group_of
 
 SYSTEM = "Turn the ticket into JSON."
 PRODUCTS = {
@@ -72,28 +72,30 @@ URGENCY = {
 }
 
 
-def made_tickets(count: int, *, seed: int = 0) -> Iterator[Conversation]:
+def made_tickets(
+    count: int, *, seed: int = 0, avoid: Collection[str] = ()
+) -> Iterator[Conversation]:
     """Yield `count` different conversations: system, ticket, JSON answer (also as reference).
 
     The answer's keys are intent, item, order (a number or null) and priority. Under SmolLM2's
-    tokenizer a conversation takes at most 96 tokens and its answer at most 24.
+    tokenizer a conversation takes at most 96 tokens and its answer at most 24. No two share a
+    group, and none has a group in `avoid`.
     """
     rng = random.Random(seed)  # noqa: S311 - a reproducible data set, not a secret
     seen: set[str] = set()
     while len(seen) < count:
         ticket, truth = _ticket(rng)
-        if ticket in seen:
-            continue
-        seen.add(ticket)
         answer = json.dumps(truth, separators=(",", ":"))
-        yield Conversation(
-            messages=(
-                Message(role="system", content=SYSTEM),
-                Message(role="user", content=ticket),
-                Message(role="assistant", content=answer, reference=answer, is_target=True),
-            ),
-            group=fingerprint([SYSTEM, ticket]),
+        messages = (
+            Message(role="system", content=SYSTEM),
+            Message(role="user", content=ticket),
+            Message(role="assistant", content=answer, reference=answer, is_target=True),
         )
+        group = group_of(messages)
+        if group in seen or group in avoid:
+            continue
+        seen.add(group)
+        yield Conversation(messages=messages, group=group)
 
 
 def _ticket(rng: random.Random) -> tuple[str, dict[str, Any]]:

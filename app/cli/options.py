@@ -1,0 +1,24 @@
+"""Options that many commands share, and the settings of a home."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from app.settings import Settings
+
+Home = Annotated[
+    Path | None,
+    typer.Option("--home", help="Home folder; else STILLHOUSE_HOME, else ./.stillhouse."),
+]
+Project = Annotated[str, typer.Option("--project", help="The project's slug or name.")]
+Wait = Annotated[bool, typer.Option("--wait", help="Wait for the end; fail when it fails.")]
+
+
+def settings_for(home: Path | None, *, port: int | None = None) -> Settings:
+    """Return the settings of a home folder (absolute, so that children agree)."""
+    settings = Settings() if home is None else Settings(home=home)
+    changed: dict[str, object] = {"home": settings.home.absolute()}
+    if port is not None:
+        changed["port"] = port
+    return settings.model_copy(update=changed)

@@ -1,0 +1,20 @@
+"""The command tree."""
+
+import typer
+
+from app.cli import checkpoints, datasets, projects, runs, serve
+from app.cli.output import EXIT_CODES_HELP
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    help="LLM distillation, end to end.",
+    epilog=EXIT_CODES_HELP,
+)
+for command in serve.COMMANDS:
+    app.command()(command)
+app.command("import")(datasets.import_files)
+app.add_typer(projects.app, name="projects")
+app.add_typer(checkpoints.app, name="checkpoints")
+app.add_typer(datasets.app, name="datasets")
+app.add_typer(runs.app, name="runs")

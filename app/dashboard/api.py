@@ -1,0 +1,51 @@
+"""Jobs of every project under /api/v1/jobs."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+
+from app.dashboard import queries, service
+from app.dashboard.schemas import CancelRequest, JobOut
+from app.jobs import queries as jobs
+from app.projects import service as projects
+from app.security.permissions import Permission
+from app.specs.jobs import JobState
+from app.web.deps import CurrentUser, SessionDep, SettingsDep, require
+
+router = APIRouter(prefix="/api/v1/jobs", tags=["jobs"])
+Limit = Annotated[int, Query(ge=1, le=500)]
+
+
+@router.get("", dependencies=[require(Permission.READ)])
+def list_jobs(
+    session: SessionDep,
+    state: JobState | None = None,
+    project: str | None = None,
+    limit: Limit = 100,
+) -> list[JobOut]:
+    """Return jobs, the newest first; `project` is a slug."""
+    project_id = projects.get(session, project).id if project is not None else None
+    lines = jobs.find(session, state=state, project_id=project_id, limit=limit)
+    return queries.shown(session, lines)
+
+
+@router.get("/{job_id}", dependencies=[require(Permission.READ)])
+def show_job(job_id: int, session: SessionDep) -> JobOut:
+    return queries.shown(session, [service.line(session, job_id)])[0]
+
+
+@router.post("/{job_id}/cancel", status_code=202, dependencies=[require(Permission.WRITE)])
+def cancel_job(
+    job_id: int, session: SessionDep, settings: SettingsDep, data: CancelRequest | None = None
+) -> JobOut:
+    """Stop a job: at once while it waits, else its worker stops it (shown as cancelling)."""
+    mode = (data or CancelRequest()).mode
+    job = service.cancel(session, job_id, mode, settings)
+    return queries.shown(session, [service.line(session, job.id)])[0]
+
+
+@router.post("/{job_id}/retry", status_code=201, dependencies=[require(Permission.WRITE)])
+def retry_job(job_id: int, session: SessionDep, user: CurrentUser) -> JobOut:
+    """Make a new job of a failed or cancelled one; the answer is the new job."""
+    job = service.retry(session, job_id, owner=user.name)
+    return queries.shown(session, [service.line(session, job.id)])[0]

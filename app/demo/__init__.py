@@ -1,0 +1,1 @@
+"""The demo: a made task taken through the product, step by step."""

@@ -1,0 +1,216 @@
+"""Jobs over REST: what is shown, cancel, retry of each kind's subject, constant queries."""
+
+from collections.abc import Callable
+
+import pytest
+from sqlalchemy.orm import Session
+from starlette.testclient import TestClient
+
+from app.checkpoints import service as checkpoints
+from app.checkpoints.models import Checkpoint
+from app.checkpoints.schemas import CheckpointAdd
+from app.datasets.models import Dataset, DatasetVersion
+from app.evaluations.models import Evaluation
+from app.jobs import lease
+from app.jobs.models import Job
+from app.jobs.service import JobRequest, enqueue
+from app.projects import service as projects
+from app.projects.models import Project
+from app.projects.schemas import ProjectCreate
+from app.runs.models import Run, RunJob
+from app.specs.base import Spec
+from app.specs.checkpoint import HubSource
+from app.specs.evaluation import EvaluationSpec
+from app.specs.events import ErrorEvent
+from app.specs.jobs import EvaluateJob, FreezeJob, ImportJob, JobKind, Queue
+from app.specs.training import RenderSpec
+from app.web.deps import Services
+
+JOBS = "/api/v1/jobs"
+HUB = HubSource(repo_id="owner/big")
+
+
+@pytest.fixture
+def project(parts: Services) -> Project:
+    with parts.sessions.begin() as session:
+        return projects.create(session, ProjectCreate(name="Routing"), owner_id=None)
+
+
+def ask(session: Session, project: Project, kind: JobKind, spec: Spec, title: str = "Do it") -> Job:
+    request = JobRequest(kind, spec, f"{kind}:1", title, project_id=project.id, owner="ada")
+    return enqueue(session, request)
+
+
+def fail(session: Session, queue: Queue = Queue.CPU) -> None:
+    held = lease.claim(session, queue, worker="w", host="h", lease_seconds=30)
+    assert held is not None
+    lease.fail(session, held, ErrorEvent(error="bad", message="It broke."))
+
+
+def register(session: Session, project: Project, parts: Services) -> Checkpoint:
+    data = CheckpointAdd(name="big", source=HUB, token="hf_canary")
+    return checkpoints.register(session, project, data, settings=parts.settings, owner="ada")
+
+
+def test_jobs_are_listed_filtered_and_shown(
+    api_client: TestClient, parts: Services, project: Project
+) -> None:
+    with parts.sessions.begin() as session:
+        ask(session, project, JobKind.FREEZE, FreezeJob(dataset_version_id=1), "Freeze A")
+        fail(session)
+        second = ask(session, project, JobKind.FREEZE, FreezeJob(dataset_version_id=2), "Freeze B")
+    found = api_client.get(JOBS).json()
+    assert [job["title"] for job in found] == ["Freeze B", "Freeze A"]
+    assert (found[0]["state"], found[0]["position"], found[0]["project"]) == (
+        "queued",
+        1,
+        "routing",
+    )
+    assert (found[1]["error"], found[1]["message"]) == ("bad", "It broke.")
+    assert [j["title"] for j in api_client.get(JOBS, params={"state": "failed"}).json()] == [
+        "Freeze A"
+    ]
+    assert len(api_client.get(JOBS, params={"project": "routing", "limit": 1}).json()) == 1
+    assert api_client.get(f"{JOBS}/{second.id}").json()["owner"] == "ada"
+    assert api_client.get(JOBS, params={"project": "none"}).status_code == 404
+    assert api_client.get(JOBS, params={"state": "lost"}).status_code == 422
+    assert api_client.get(f"{JOBS}/999").json()["message"] == "There is no job 999."
+
+
+def test_a_waiting_job_is_cancelled_at_once_and_its_secret_goes(
+    api_client: TestClient, parts: Services, project: Project
+) -> None:
+    with parts.sessions.begin() as session:
+        row = register(session, project, parts)
+    secret = checkpoints.token_file(parts.settings, row.id)
+    assert secret.exists()
+    answer = api_client.post(f"{JOBS}/{row.job_id}/cancel")
+    assert (answer.status_code, answer.json()["state"]) == (202, "cancelled")
+    assert not secret.exists()
+    assert api_client.post(f"{JOBS}/{row.job_id}/cancel").status_code == 409
+
+
+def test_a_working_job_is_asked_to_stop(
+    api_client: TestClient, parts: Services, project: Project
+) -> None:
+    with parts.sessions.begin() as session:
+        job = ask(session, project, JobKind.FREEZE, FreezeJob(dataset_version_id=1))
+        lease.claim(session, Queue.CPU, worker="w", host="h", lease_seconds=30)
+    answer = api_client.post(f"{JOBS}/{job.id}/cancel", json={"mode": "keep"}).json()
+    assert (answer["state"], answer["reason"]) == ("cancelling", "Stopping; what it has is saved.")
+    assert api_client.post(f"{JOBS}/{job.id}/cancel", json={"mode": "x"}).status_code == 422
+
+
+def test_a_retry_lets_the_new_job_fill_the_checkpoint(
+    api_client: TestClient, parts: Services, project: Project
+) -> None:
+    with parts.sessions.begin() as session:
+        row = register(session, project, parts)
+        fail(session)
+        checkpoints.failed(session, row.id, "It broke.")
+    answer = api_client.post(f"{JOBS}/{row.job_id}/retry")
+    assert answer.status_code == 201
+    again = answer.json()
+    assert (again["parent_id"], again["state"]) == (row.job_id, "queued")
+    with parts.sessions() as session:
+        found = session.get(Checkpoint, row.id)
+        assert found is not None
+        assert (found.state, found.error, found.job_id) == ("registering", None, again["id"])
+    second = api_client.post(f"{JOBS}/{row.job_id}/retry")
+    assert second.status_code == 409
+    assert "already" in second.json()["message"]
+
+
+def test_a_retry_of_an_import_makes_its_version_wait_again(
+    api_client: TestClient, parts: Services, project: Project
+) -> None:
+    with parts.sessions.begin() as session:
+        data = Dataset(project_id=project.id, name="traffic")
+        version = DatasetVersion(dataset=data, number=1, state="failed", import_spec={}, notes="")
+        version.error = "It broke."
+        session.add(version)
+        session.flush()
+        spec = ImportJob(dataset_version_id=version.id, upload_ids=(1,))
+        job = ask(session, project, JobKind.IMPORT, spec)
+        version.job_id = job.id
+        fail(session)
+    again = api_client.post(f"{JOBS}/{job.id}/retry").json()
+    with parts.sessions() as session:
+        found = session.get(DatasetVersion, version.id)
+        assert found is not None
+        assert (found.state, found.error, found.job_id) == ("importing", None, again["id"])
+
+
+def test_a_retry_of_an_evaluation_makes_it_pending(
+    api_client: TestClient, parts: Services, project: Project
+) -> None:
+    with parts.sessions.begin() as session:
+        data = Dataset(project_id=project.id, name="traffic")
+        version = DatasetVersion(dataset=data, number=1, state="frozen", import_spec={}, notes="")
+        session.add(version)
+        session.flush()
+        row = Evaluation(
+            project_id=project.id,
+            role="teacher",
+            name="teacher",
+            state="failed",
+            dataset_version_id=version.id,
+            spec={},
+            spec_hash="",
+            set_key="k",
+        )
+        session.add(row)
+        session.flush()
+        spec = EvaluateJob(
+            evaluation_id=row.id,
+            checkpoint_id=None,
+            teacher_id=None,
+            dataset_version_id=version.id,
+            render=RenderSpec(),
+            evaluation=EvaluationSpec(),
+        )
+        job = ask(session, project, JobKind.EVALUATE, spec)
+        row.job_id = job.id
+        fail(session, Queue.GPU)
+    again = api_client.post(f"{JOBS}/{job.id}/retry").json()
+    with parts.sessions() as session:
+        found = session.get(Evaluation, row.id)
+        assert found is not None
+        assert (found.state, found.job_id) == ("pending", again["id"])
+
+
+def test_a_job_of_a_run_is_retried_with_its_run(
+    api_client: TestClient, parts: Services, project: Project
+) -> None:
+    with parts.sessions.begin() as session:
+        job = ask(session, project, JobKind.FREEZE, FreezeJob(dataset_version_id=1))
+        fail(session)
+        run = Run(
+            project_id=project.id, number=3, name="kd", role="distilled", spec={}, spec_hash=""
+        )
+        session.add(run)
+        session.flush()
+        session.add(RunJob(run_id=run.id, job_id=job.id, role="train"))
+    answer = api_client.post(f"{JOBS}/{job.id}/retry")
+    assert answer.status_code == 409
+    assert "run #3 “kd”" in answer.json()["message"]
+
+
+def test_the_list_takes_the_same_queries_however_long(
+    api_client: TestClient,
+    parts: Services,
+    project: Project,
+    count_queries: Callable[[Callable[[], object]], int],
+) -> None:
+    counts = []
+    for _ in range(2):
+        with parts.sessions.begin() as session:
+            for number in range(10):
+                first = ask(session, project, JobKind.FREEZE, FreezeJob(dataset_version_id=number))
+                spec = FreezeJob(dataset_version_id=number)
+                enqueue(
+                    session, JobRequest(JobKind.FREEZE, spec, "v:1", "B", depends_on=[first.id])
+                )
+        counts.append(count_queries(lambda: api_client.get(JOBS)))
+    assert counts[0] == counts[1]
+    assert counts[0] <= 8
