@@ -130,7 +130,7 @@ class _Stop(StoppingCriteria):
         self._callbacks = callbacks
         self.asked = False
 
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:  # type: ignore[override] # a narrower signature than the base's
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
         del scores
         self.asked = self.asked or self._callbacks.should_stop()
         return torch.full((len(input_ids),), self.asked, device=input_ids.device)

@@ -16,7 +16,7 @@ from app.settings import Settings
 from app.specs.conversation import Message
 from app.specs.jobs import GenerateJob, JobKind
 from app.specs.training import RenderSpec
-from workers.distill.checkpoints import load_model
+from workers.distill.checkpoints import compute_device, load_model
 from workers.distill.generate import Generation, GenerationStopped, generate
 from workers.distill.rendering import Renderer
 from workers.distill.tokenizers import load_tokenizer
@@ -56,7 +56,7 @@ class GenerateTask(NoParts):
         context.callbacks.phase("generate")
         try:
             made = generate(
-                load_model(folder),
+                load_model(folder).to(compute_device()),
                 tokenizer,
                 prompts,
                 max_new_tokens=job.max_new_tokens,

@@ -12,12 +12,13 @@ from app.specs.jobs import JobKind, PrecomputeJob
 from app.specs.teacher import CacheReport, CacheSpace
 from app.teacher_cache import service
 from workers.distill.capture import capture, check_faithfulness
-from workers.distill.checkpoints import load_model
+from workers.distill.checkpoints import compute_device, load_model
 from workers.distill.rendering import Renderer
 from workers.distill.teachers import LocalTeacher
 from workers.distill.tokenizers import load_tokenizer
 from workers.job.task import BodyContext, Inputs, Task
 from workers.tasks.sets import checkpoint_folder, read_conversations, version_path
+from workers.tasks.teaching import Pair, pair_of, require_same_ids
 
 
 class PrecomputeInputs(Inputs):
@@ -27,6 +28,8 @@ class PrecomputeInputs(Inputs):
     space: CacheSpace
     cached: tuple[str, ...]
     shards: tuple[str, ...]
+    pair: Pair | None
+    """Given where the rows are meant for a student."""
 
 
 class PrecomputeTask:
@@ -36,6 +39,10 @@ class PrecomputeTask:
     def load(self, session: Session, spec: Mapping[str, Any], settings: Settings) -> Inputs:
         job = PrecomputeJob.model_validate(spec)
         folder, card = checkpoint_folder(session, job.teacher_id, settings)
+        pair: Pair | None = None
+        if job.student_id is not None:
+            student = checkpoint_folder(session, job.student_id, settings)
+            pair = pair_of((folder, card), student)
         space = service.space_of(card, job.profile)
         service.open_space(session, space, teacher_id=job.teacher_id)
         return PrecomputeInputs(
@@ -45,6 +52,7 @@ class PrecomputeTask:
             space=space,
             cached=tuple(service.cached_entries(session, space.address)),
             shards=tuple(str(p) for p in service.shard_paths(session, space.address, settings)),
+            pair=pair,
         )
 
     def run(self, inputs: PrecomputeInputs, context: BodyContext) -> dict[str, Any]:
@@ -52,10 +60,14 @@ class PrecomputeTask:
         calls.phase("load")
         tokenizer = load_tokenizer(Path(inputs.teacher))
         conversations = read_conversations(inputs.conversations, ("train", "validation"))
+        if inputs.pair is not None:  # before the teacher's pass, which may take hours
+            require_same_ids(inputs.pair, conversations, calls)
         rendered = Renderer(tokenizer, inputs.job.render).render_all(conversations)
         for reason, count in rendered.skipped.items():
             calls.log(f"{count} conversations left out: {reason}", "warning")
-        teacher = LocalTeacher(load_model(Path(inputs.teacher)), inputs.space.vocabulary)
+        teacher = LocalTeacher(
+            load_model(Path(inputs.teacher)).to(compute_device()), inputs.space.vocabulary
+        )
         calls.phase("capture")
         report, made = capture(
             rendered.rendered,

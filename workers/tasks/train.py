@@ -13,13 +13,14 @@ from app.specs.checkpoint import CheckpointCard
 from app.specs.jobs import JobKind, TrainJob
 from app.teacher_cache import service as cache
 from workers.distill.batches import BatchSource, Collator
-from workers.distill.checkpoints import load_model, read_card, save_checkpoint
+from workers.distill.checkpoints import compute_device, load_model, read_card, save_checkpoint
 from workers.distill.rendering import Renderer
 from workers.distill.teacher_shards import ShardLookup
 from workers.distill.tokenizers import load_tokenizer, vocabulary_size
 from workers.distill.trainer import train
 from workers.job.task import BodyContext, Inputs, Task
 from workers.tasks.sets import NoParts, checkpoint_folder, read_conversations, version_path
+from workers.tasks.teaching import Pair, pair_of, require_same_ids
 
 
 class TrainInputs(Inputs):
@@ -27,6 +28,8 @@ class TrainInputs(Inputs):
     student: str
     conversations: str
     shards: tuple[str, ...]
+    pair: Pair | None
+    """Given where the objective uses teacher rows."""
     licence: str | None
     """The student's: what is trained from it stays under it."""
 
@@ -39,15 +42,18 @@ class TrainTask(NoParts):
         job = TrainJob.model_validate(spec)
         student, student_card = checkpoint_folder(session, job.run.student_id, settings)
         shards: list[Path] = []
+        pair: Pair | None = None
         if job.run.training.objective.needs_teacher and job.run.teacher_id is not None:
-            _, card = checkpoint_folder(session, job.run.teacher_id, settings)
-            space = cache.space_of(card, job.run.capture)
+            teacher = checkpoint_folder(session, job.run.teacher_id, settings)
+            space = cache.space_of(teacher[1], job.run.capture)
             shards = cache.shard_paths(session, space.address, settings)
+            pair = pair_of(teacher, (student, student_card))
         return TrainInputs(
             job=job,
             student=student,
             conversations=version_path(session, job.run.dataset_version_id, settings),
             shards=tuple(str(path) for path in shards),
+            pair=pair,
             licence=student_card.licence,
         )
 
@@ -55,12 +61,12 @@ class TrainTask(NoParts):
         calls, spec = context.callbacks, inputs.job.run.training
         calls.phase("load")
         folder = Path(inputs.student)
-        tokenizer, model = load_tokenizer(folder), load_model(folder)
+        tokenizer, model = load_tokenizer(folder), load_model(folder).to(compute_device())
         renderer = Renderer(tokenizer, spec.render)
-        sets = {
-            split: renderer.render_all(read_conversations(inputs.conversations, (split,))).rendered
-            for split in ("train", "validation")
-        }
+        read = {s: read_conversations(inputs.conversations, (s,)) for s in ("train", "validation")}
+        if inputs.pair is not None:
+            require_same_ids(inputs.pair, read["train"], calls)
+        sets = {split: renderer.render_all(found).rendered for split, found in read.items()}
         lookup = ShardLookup([Path(p) for p in inputs.shards], inputs.job.run.capture.temperatures)
         with lookup:
             batches = BatchSource(
