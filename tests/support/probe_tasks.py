@@ -61,7 +61,7 @@ class ProbeTask:
             if calls.should_stop() and inputs.mode == "all_or_nothing":
                 raise Stopped("A part of it is no result.")
             if calls.should_stop():
-                return {"stopped_at": step}
+                return {"stopped_at": step, "gpu": os.environ.get("CUDA_VISIBLE_DEVICES")}  # noqa: TID251 - what the supervisor gave
         return {"stopped_at": None, "started_from": start}
 
     def publish(
