@@ -142,9 +142,9 @@ MUTANTS = (
     ),
     Mutant(
         "prefixes not folded",
-        FOLD,
-        "leaves = [node for node in self._produced if not self._trie.children[node]]",
-        "leaves = list(self._produced)",
+        "workers/ingest/trie.py",
+        "node = self._nodes.get(key)",
+        "node = None",
         ("tests/workers/ingest/test_fold.py",),
     ),
     Mutant(
