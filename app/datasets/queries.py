@@ -98,6 +98,27 @@ def conversation_page(
     return ConversationPage(lines=lines, next_after=None)
 
 
+def text_sizes(path: Path, *, sample: int = 200) -> tuple[float, float]:
+    """Return mean characters and messages of the first conversations, to estimate tokens by."""
+    file = pq.ParquetFile(path)
+    if not file.num_row_groups:
+        return 0.0, 0.0
+    batch = next(file.iter_batches(batch_size=sample, columns=["messages"]), None)
+    texts = [] if batch is None else batch.column(0).to_pylist()
+    conversations = [orjson.loads(text) for text in texts]
+    if not conversations:
+        return 0.0, 0.0
+    characters = sum(_characters(message) for c in conversations for message in c)
+    messages = sum(len(c) for c in conversations)
+    return characters / len(conversations), messages / len(conversations)
+
+
+def _characters(message: dict[str, Any]) -> int:
+    calls = message.get("tool_calls", ())
+    called = sum(len(call["name"]) + len(call["arguments"]) for call in calls)
+    return len(message.get("content", "")) + called
+
+
 def _lines(
     file: Any, group: int, start: int, wanted: ConversationFilter, after: int, room: int
 ) -> Iterator[ConversationLine]:

@@ -105,11 +105,11 @@ _REAL_TICKETS = TicketPlan(
     traffic_seed=102,
     tune=600,
     train=600,
-    validation=64,
-    test=320,
+    validation=48,
+    test=240,
     labelled=100,
-    validation_share=0.065,
-    test_share=0.325,
+    validation_share=0.055,
+    test_share=0.27,
 )
 REAL = DemoSetting(
     name="real",
@@ -119,7 +119,7 @@ REAL = DemoSetting(
     tuning_validation_share=0.08,
     student=PruneSpec(depth=6),
     capture=CaptureProfile(),
-    runs=_runs(_schedule(150, 1e-3), Trainable(freeze_embeddings=True), 96, alpha=0.7),
+    runs=_runs(_schedule(100, 1e-3), Trainable(freeze_embeddings=True), 96, alpha=0.7),
     evaluation=EvaluationSpec(truth="reference", max_new_tokens=24, batch_size=32),
     generate_batch_size=64,
 )

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from sqlalchemy import func, select
+from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.orm import Session
 
 from app.events.models import MetricPoint, RunEvent
@@ -11,28 +12,28 @@ PAGE = 500
 
 
 def events_after(
-    session: Session, stream: str, after_id: int, *, limit: int = PAGE
+    session: Session, streams: Sequence[str], after_id: int, *, limit: int = PAGE
 ) -> Sequence[RunEvent]:
-    """Return a stream's events with an id above `after_id`, oldest first."""
+    """Return the events of some streams with an id above `after_id`, oldest first."""
     return session.scalars(
         select(RunEvent)
-        .where(RunEvent.stream == stream, RunEvent.id > after_id)
+        .where(RunEvent.stream.in_(streams), RunEvent.id > after_id)
         .order_by(RunEvent.id)
         .limit(limit)
     ).all()
 
 
-def last_event_id(session: Session, stream: str) -> int:
+def last_event_id(session: Session, *streams: str) -> int:
     """Return where a page that renders the present state starts to follow."""
-    found = session.scalar(select(func.max(RunEvent.id)).where(RunEvent.stream == stream))
+    found = session.scalar(select(func.max(RunEvent.id)).where(RunEvent.stream.in_(streams)))
     return found or 0
 
 
-def log_lines(session: Session, stream: str, *, limit: int = 200) -> Sequence[RunEvent]:
-    """Return the newest log events of a stream, oldest first."""
+def log_lines(session: Session, *streams: str, limit: int = 200) -> Sequence[RunEvent]:
+    """Return the newest log events of some streams, oldest first."""
     rows = session.scalars(
         select(RunEvent)
-        .where(RunEvent.stream == stream, RunEvent.kind == "log")
+        .where(RunEvent.stream.in_(streams), RunEvent.kind == "log")
         .order_by(RunEvent.id.desc())
         .limit(limit)
     ).all()
@@ -57,7 +58,7 @@ def latest(session: Session, job_ids: Sequence[int]) -> dict[str, tuple[int, flo
     rows = session.execute(
         select(MetricPoint.metric, MetricPoint.step, MetricPoint.value)
         .where(MetricPoint.job_id.in_(job_ids))
-        .distinct(MetricPoint.metric)
+        .ext(distinct_on(MetricPoint.metric))
         .order_by(MetricPoint.metric, MetricPoint.step.desc())
     )
     return {metric: (step, value) for metric, step, value in rows}

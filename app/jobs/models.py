@@ -48,7 +48,10 @@ class Job(HasId, HasCreated, Base):
     error_message: Mapped[str | None]
     result: Mapped[dict[str, Any] | None]
     idempotency_key: Mapped[str | None]
-    parent_id: Mapped[int | None] = mapped_column(ForeignKey("jobs.id", ondelete="SET NULL"))
+    parent_id: Mapped[int | None] = mapped_column(
+        ForeignKey("jobs.id", ondelete="SET NULL"), index=True
+    )
+    """The job that this one tries again."""
     started_at: Mapped[datetime | None]
     ended_at: Mapped[datetime | None]
 

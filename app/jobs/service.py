@@ -162,8 +162,13 @@ def _all_succeeded(session: Session, job_id: int) -> bool:
     return missing == 0
 
 
-def retry(session: Session, job_id: int, *, owner: str | None = None) -> Job:
-    """Make a new job of a failed or cancelled one; terminal states never change."""
+def retry(
+    session: Session, job_id: int, *, owner: str | None = None, depends_on: Sequence[int] = ()
+) -> Job:
+    """Make a new job of a failed or cancelled one; terminal states never change.
+
+    It waits for what `depends_on` names, not for what the first one waited for.
+    """
     job = session.get(Job, job_id)
     if job is None:
         raise NotFound(f"There is no job {job_id}.")
@@ -178,12 +183,15 @@ def retry(session: Session, job_id: int, *, owner: str | None = None) -> Job:
         title=job.title,
         project_id=job.project_id,
         owner=owner or job.owner,
-        state=JobState.QUEUED,
+        state=_first_state(session, depends_on),
         priority=job.priority,
         parent_id=job.id,
     )
     session.add(again)
     session.flush()
+    session.add_all(
+        JobDependency(job_id=again.id, depends_on_id=needed) for needed in set(depends_on)
+    )
     announce(session, again)
     return again
 

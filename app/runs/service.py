@@ -5,18 +5,25 @@ from pathlib import Path
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
+from app.checkpoints import queries as checkpoint_queries
 from app.checkpoints import service as checkpoints
 from app.checkpoints.models import Checkpoint
+from app.datasets import queries as dataset_queries
 from app.datasets.models import DatasetVersion
-from app.errors import Conflict, NotFound
+from app.errors import Conflict, InvalidInput, NotFound
+from app.jobs import service as jobs_service
 from app.jobs.models import Job
-from app.jobs.service import JobRequest, enqueue
+from app.jobs.service import JobRequest, enqueue, request_cancel
 from app.projects.models import Project
+from app.runs import advice, queries
+from app.runs.advice import Subject, look
 from app.runs.models import Run, RunJob
+from app.runs.queries import RunView
+from app.runs.schemas import EstimateOut, RunRequest
 from app.settings import Settings
 from app.specs.checkpoint import CheckpointCard
 from app.specs.fingerprint import fingerprint
-from app.specs.jobs import JobKind, PrecomputeJob, TrainJob
+from app.specs.jobs import CancelMode, JobKind, JobState, PrecomputeJob, TrainJob
 from app.specs.training import RunSpec
 from app.storage.blobs import LocalBlobs
 
@@ -26,14 +33,19 @@ def stream_of(run_id: int) -> str:
 
 
 def start(
-    session: Session, project: Project, spec: RunSpec, *, owner: str, owner_id: int | None = None
+    session: Session,
+    project: Project,
+    spec: RunSpec,
+    *,
+    owner: str,
+    owner_id: int | None = None,
+    parent_id: int | None = None,
 ) -> tuple[Run, Job]:
     """Freeze the spec as the project's next run and ask for its jobs; return run and training.
 
-    Raises Conflict when the spec cannot work: a version that is not frozen, checkpoints that are
-    not ready, tokenizers that differ.
+    Raises Conflict with the reason and the mend when the spec cannot work.
     """
-    check(session, spec)
+    check(session, project, spec)
     number = session.scalar(
         update(Project)
         .where(Project.id == project.id)
@@ -52,6 +64,7 @@ def start(
         teacher_id=spec.teacher_id,
         student_id=spec.student_id,
         dataset_version_id=spec.dataset_version_id,
+        parent_id=parent_id,
     )
     session.add(run)
     session.flush()
@@ -75,28 +88,46 @@ def start(
 
 
 def _ask_for_cache(session: Session, run: Run, spec: RunSpec, owner: str) -> Job:
+    """Return the job that fills the cache: the one that is on its way already, if there is one."""
     if spec.teacher_id is None:
         raise Conflict("An objective with a teacher term needs a teacher: choose one.")
     precompute = PrecomputeJob(
         teacher_id=spec.teacher_id,
-        student_id=spec.student_id,
         dataset_version_id=spec.dataset_version_id,
         render=spec.training.render,
         profile=spec.capture,
     )
-    job = enqueue(
-        session,
-        JobRequest(
-            kind=JobKind.PRECOMPUTE,
-            spec=precompute,
-            stream=stream_of(run.id),
-            title=f"Fill the teacher cache for #{run.number} {run.name}",
-            project_id=run.project_id,
-            owner=owner,
-        ),
-    )
+    job = _on_its_way(session, run.project_id, precompute)
+    if job is None:
+        job = enqueue(
+            session,
+            JobRequest(
+                kind=JobKind.PRECOMPUTE,
+                spec=precompute,
+                # A stream of its own: every run that waits for it follows it beside its own.
+                stream=f"cache:{run.id}",
+                title=f"Fill the teacher cache for #{run.number} {run.name}",
+                project_id=run.project_id,
+                owner=owner,
+            ),
+        )
     link(session, run, job, "precompute")
     return job
+
+
+def _on_its_way(session: Session, project_id: int, wanted: PrecomputeJob) -> Job | None:
+    return session.scalar(
+        select(Job)
+        .where(
+            Job.project_id == project_id,
+            Job.kind == JobKind.PRECOMPUTE,
+            Job.spec_hash == fingerprint(wanted),
+            Job.state.in_((JobState.QUEUED, JobState.STARTING, JobState.RUNNING)),
+        )
+        .order_by(Job.id)
+        .limit(1)
+        .with_for_update()
+    )
 
 
 def link(session: Session, run: Run, job: Job, role: str) -> None:
@@ -104,23 +135,159 @@ def link(session: Session, run: Run, job: Job, role: str) -> None:
     session.flush()
 
 
-def check(session: Session, spec: RunSpec) -> None:
-    """Raise Conflict with the reason and the mend when the spec cannot work."""
-    version = session.get(DatasetVersion, spec.dataset_version_id)
-    if version is None:
-        raise NotFound("There is no such dataset version.")
-    if version.state != "frozen":
-        raise Conflict(f"The dataset version is {version.state}: freeze it before a run uses it.")
-    student = checkpoints.require_ready(session, spec.student_id)
-    if spec.teacher_id is None:
-        return
-    teacher = checkpoints.require_ready(session, spec.teacher_id)
-    differ = teacher.tokenizer_fingerprint != student.tokenizer_fingerprint
-    if spec.training.objective.needs_teacher and differ:
-        raise Conflict(
-            f"“{teacher.name}” and “{student.name}” have different tokenizers, so logit "
-            "distillation is off: set alpha to 0 to train on the teacher's answers."
+def resolve(session: Session, project: Project, wanted: RunRequest) -> RunSpec:
+    """Turn names into ids of this project. Raises InvalidInput with the field that is wrong."""
+    teacher_id = _checkpoint_id(session, project, wanted.teacher, wanted.teacher_id, "teacher")
+    if not wanted.gives("teacher", "teacher_id") and wanted.role != "fine_tune":
+        teacher_id = project.teacher_id
+    student_id = _checkpoint_id(session, project, wanted.student, wanted.student_id, "student")
+    student_id = student_id if student_id is not None else project.student_id
+    if student_id is None:
+        raise InvalidInput(
+            "A run needs a student.", fields={"student": "Name a checkpoint of this project."}
         )
+    values = wanted.model_dump(
+        include={"name", "training", "capture", "evaluation", "group", "role"}
+    )
+    return RunSpec.model_validate(
+        {
+            **values,
+            "teacher_id": teacher_id,
+            "student_id": student_id,
+            "dataset_version_id": _version_id(session, project, wanted),
+        }
+    )
+
+
+def _checkpoint_id(
+    session: Session, project: Project, name: str | int | None, given: int | None, field: str
+) -> int | None:
+    if name is None and given is None:
+        return None
+    found = None
+    if isinstance(name, str):
+        found = checkpoint_queries.by_name(session, project.id, name)
+    number = given if name is None else name
+    if found is None and str(number).isdecimal():
+        found = checkpoint_queries.one(session, project.id, int(str(number)))
+    if found is None:
+        known = ", ".join(c.name for c in checkpoint_queries.of_project(session, project.id))
+        sentence = f"This project has no checkpoint “{number}”. It has: {known or 'none yet'}."
+        raise InvalidInput(sentence, fields={field: sentence})
+    return found.id
+
+
+def _version_id(session: Session, project: Project, wanted: RunRequest) -> int:
+    if wanted.dataset_version_id is not None or isinstance(wanted.dataset, int):
+        number = wanted.dataset if wanted.dataset_version_id is None else wanted.dataset_version_id
+        found = dataset_queries.version(session, project.id, int(number or 0))
+        missing = f"This project has no dataset version {number}."
+    else:
+        name, _, version = (wanted.dataset or "").rpartition("@")
+        if not version.isdecimal():
+            name, version = wanted.dataset or "", ""
+        found = _newest(session, project, name, version)
+        which = f"version {version}" if version else "frozen version"
+        of = f" of “{name}”" if name else ""
+        missing = f"This project has no {which}{of}. Freeze one, or name another."
+    if found is None:
+        raise InvalidInput(missing, fields={"dataset": missing})
+    return found.id
+
+
+def _newest(session: Session, project: Project, name: str, number: str) -> DatasetVersion | None:
+    """Return the version `number` of a dataset, or its newest frozen one; any dataset without."""
+    for version in dataset_queries.versions_of(session, project.id):
+        if name and version.dataset.name != name:
+            continue
+        if version.number == int(number) if number else version.state == "frozen":
+            return version
+    return None
+
+
+def subject_of(session: Session, project: Project, spec: RunSpec) -> Subject:
+    """Return the rows a spec names. Raises NotFound for those of no or another project."""
+    version = dataset_queries.version(session, project.id, spec.dataset_version_id)
+    if version is None:
+        raise NotFound(f"This project has no dataset version {spec.dataset_version_id}.")
+    student = checkpoints.get(session, project.id, spec.student_id)
+    teacher = None
+    if spec.teacher_id is not None:
+        teacher = checkpoints.get(session, project.id, spec.teacher_id)
+    return Subject(version, student, teacher)
+
+
+def check(session: Session, project: Project, spec: RunSpec) -> None:
+    """Raise Conflict with the reason and the mend when the spec cannot work."""
+    found = look(session, subject_of(session, project, spec), spec, project.id)
+    if found.blocked is not None:
+        raise Conflict(found.blocked)
+
+
+def estimate(session: Session, project: Project, spec: RunSpec, settings: Settings) -> EstimateOut:
+    """Return what a run would read, take and last, and why it cannot start if so."""
+    subject = subject_of(session, project, spec)
+    found = look(session, subject, spec, project.id)
+    return advice.estimate(session, subject, spec, found, settings)
+
+
+def get(session: Session, project: Project, number: int) -> RunView:
+    found = queries.by_number(session, project.id, number)
+    if found is None:
+        raise NotFound(f"This project has no run #{number}.")
+    return found
+
+
+def cancel(session: Session, view: RunView, mode: CancelMode) -> None:
+    """Stop a run. What waits ends at once; what works is asked to stop, and keeps or discards.
+
+    A teacher cache that another open run waits for goes on; filled shards always stay.
+    """
+    if not view.alive:
+        raise Conflict(f"Run #{view.run.number} has already ended: {view.state}.")
+    # From the last to the first: a dependant that is still blocked ends by its own request.
+    for phase in reversed(view.phases):
+        job = session.scalar(select(Job).where(Job.id == phase.job.id).with_for_update())
+        if job is None or JobState(job.state).terminal or job.state == JobState.CANCELLING:
+            continue
+        shared = queries.others_waiting_for(session, job.id, view.run.id)
+        if phase.role == "precompute" and shared:
+            continue
+        request_cancel(session, job.id, mode)
+    session.flush()
+
+
+def retry(session: Session, view: RunView, *, owner: str) -> list[Job]:
+    """Try again what failed or was cancelled, as new jobs in the old order; return them.
+
+    Training starts anew unless its weights were kept: then only what follows is done.
+    """
+    if view.alive:
+        raise Conflict(f"Run #{view.run.number} is {view.state}: nothing needs to be tried again.")
+    made: list[Job] = []
+    before: list[int] = []
+    for phase in view.phases:
+        state = JobState(phase.job.state)
+        kept = phase.role != "evaluate" and view.run.checkpoint_id is not None
+        if state == JobState.SUCCEEDED or kept:
+            continue
+        if not state.terminal:  # a shared cache that another run asked for again
+            before = [phase.job.id]
+            continue
+        again = jobs_service.retry(session, phase.job.id, owner=owner, depends_on=before)
+        _replace(session, phase.job, again)
+        made.append(again)
+        before = [again.id]
+    if not made:
+        raise Conflict(f"Every job of run #{view.run.number} has succeeded.")
+    return made
+
+
+def _replace(session: Session, old: Job, again: Job) -> None:
+    """Let every run that needed a job need the one that tries it again."""
+    links = session.scalars(select(RunJob).where(RunJob.job_id == old.id)).all()
+    session.add_all(RunJob(run_id=e.run_id, job_id=again.id, role=e.role) for e in links)
+    session.flush()
 
 
 def trained(

@@ -178,3 +178,57 @@ def compression(teacher: CheckpointCard, student: CheckpointCard) -> Compression
         in_band=low <= rounded <= high,
         sentence=f"{figures}. {verdict}",
     )
+
+
+def verdict_of_cards(teacher: CheckpointCard, student: CheckpointCard) -> TokenizerVerdict:
+    """Compare two tokenizers by what their cards say; training encodes texts to make sure.
+
+    Fingerprints cover vocabulary, merges, special tokens and normalising, so equal ones give equal
+    ids; the embedding's rows and the chat template are compared beside them.
+    """
+    if teacher.tokenizer_fingerprint != student.tokenizer_fingerprint:
+        return TokenizerVerdict(
+            kind="different",
+            logits_allowed=False,
+            sentence=(
+                "The tokenizers differ, so the teacher's probabilities would belong to other "
+                "tokens. Train on the teacher's answers as text instead (sequence-level)."
+            ),
+            first_difference="tokenizer fingerprint",
+        )
+    rows = (teacher.vocabulary, student.vocabulary)
+    if min(rows) < teacher.tokenizer_entries:
+        small = "teacher" if teacher.vocabulary < student.vocabulary else "student"
+        return TokenizerVerdict(
+            kind="different",
+            logits_allowed=False,
+            sentence=(
+                f"The tokenizer has {teacher.tokenizer_entries:,} entries and the {small} only "
+                f"{min(rows):,} rows: some ids have no weights. Resize its embeddings."
+            ),
+            first_difference="rows of the embedding",
+        )
+    if teacher.template_fingerprint != student.template_fingerprint:
+        return TokenizerVerdict(
+            kind="other_template",
+            logits_allowed=False,
+            sentence=(
+                "The ids are the same, but the chat template or the end-of-turn token differs. "
+                "Give the student the teacher's template, or train on its answers as text."
+            ),
+            first_difference="chat template, BOS or EOS",
+        )
+    if rows[0] != rows[1]:
+        return TokenizerVerdict(
+            kind="padded",
+            logits_allowed=True,
+            sentence=(
+                f"Same ids, padded embeddings: teacher {rows[0]:,} rows, student {rows[1]:,}. "
+                f"Rows beyond the {teacher.tokenizer_entries:,} entries get no mass."
+            ),
+        )
+    return TokenizerVerdict(
+        kind="identical",
+        logits_allowed=True,
+        sentence="Identical tokenizers: same vocabulary, special tokens and chat template.",
+    )

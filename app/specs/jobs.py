@@ -117,7 +117,6 @@ class PrecomputeJob(Spec):
     """Fill the teacher cache for a dataset version's train and validation conversations."""
 
     teacher_id: int
-    student_id: int | None = None
     dataset_version_id: int
     render: RenderSpec
     profile: CaptureProfile = CaptureProfile()

@@ -60,6 +60,9 @@ class CacheReport(Spec):
     rows: int
     new_entries: int
     new_rows: int
+    missing_entries: int = 0
+    """What a call that was stopped left undone."""
+    missing_rows: int = 0
     bytes: int
     seconds: float
     bare_forward_seconds: float | None = None

@@ -1,8 +1,9 @@
 """The teacher cache: spaces, immutable shards, and which entry lies where."""
 
+from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ForeignKey
+from sqlalchemy import ForeignKey, func
 from sqlalchemy.orm import Mapped, mapped_column
 
 from app.db.base import Base, HasCreated, HasId
@@ -35,6 +36,28 @@ class CacheShard(HasId, HasCreated, Base):
     bytes: Mapped[int]
     rows: Mapped[int]
     fence: Mapped[int]
+
+
+class CacheCoverage(Base):
+    """What a capture found of a dataset version: ids can be rendered only where a tokenizer is."""
+
+    __tablename__ = "cache_coverages"
+
+    space: Mapped[str] = mapped_column(
+        ForeignKey("cache_spaces.address", ondelete="CASCADE"), primary_key=True
+    )
+    dataset_version_id: Mapped[int] = mapped_column(
+        ForeignKey("dataset_versions.id", ondelete="CASCADE"), primary_key=True
+    )
+    render_key: Mapped[str] = mapped_column(primary_key=True)
+    """Fingerprint of the RenderSpec."""
+    conversations: Mapped[int]
+    """Distinct rendered conversations of the train and validation splits."""
+    cached: Mapped[int]
+    rows: Mapped[int]
+    """Teacher rows they need; a conversation of L tokens has L − 1."""
+    missing_rows: Mapped[int]
+    recorded_at: Mapped[datetime] = mapped_column(server_default=func.clock_timestamp())
 
 
 class CacheEntry(Base):

@@ -4,15 +4,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from app.settings import Settings
 from app.specs.checkpoint import CheckpointCard
+from app.specs.fingerprint import fingerprint
+from app.specs.jobs import PrecomputeJob
 from app.specs.teacher import CacheReport, CacheSpace, CaptureProfile
 from app.storage.blobs import LocalBlobs
-from app.teacher_cache.models import CacheEntry, CacheShard, CacheSpaceRow
+from app.teacher_cache.models import CacheCoverage, CacheEntry, CacheShard, CacheSpaceRow
 
 
 def space_of(teacher: CheckpointCard, profile: CaptureProfile) -> CacheSpace:
@@ -77,8 +79,31 @@ def add_shard(session: Session, payload: dict[str, Any], *, fence: int, settings
     session.execute(insert(CacheEntry).on_conflict_do_nothing(), rows)
 
 
-def report(session: Session, address: str, found: CacheReport) -> None:
-    """Keep what the last capture measured: mass, entropy, faithfulness."""
+def captured(session: Session, address: str, job: PrecomputeJob, found: CacheReport) -> None:
+    """Keep what a capture measured (mass, entropy, faithfulness) and what it now covers."""
     row = session.get(CacheSpaceRow, address)
-    if row is not None:
-        row.report = found.model_dump(mode="json")
+    if row is None:
+        return
+    fresh = found.model_dump(mode="json")
+    if row.report is not None and not found.new_rows:
+        # A job that found everything cached measured no mass: the figures of the last one stay.
+        fresh = {**row.report, "faithfulness": fresh["faithfulness"]}
+    row.report = fresh
+    covered = {
+        "conversations": found.entries,
+        "cached": found.entries - found.missing_entries,
+        "rows": found.rows,
+        "missing_rows": found.missing_rows,
+    }
+    key = {
+        "space": address,
+        "dataset_version_id": job.dataset_version_id,
+        "render_key": fingerprint(job.render),
+    }
+    session.execute(
+        insert(CacheCoverage)
+        .values(**key, **covered)
+        .on_conflict_do_update(
+            index_elements=list(key), set_={**covered, "recorded_at": func.clock_timestamp()}
+        )
+    )

@@ -123,6 +123,7 @@ def capture(
     missing_rows = sum(len(r.input_ids) - 1 for e, r in by_entry.items() if e not in held)
     totals = _Totals(space.profile.temperatures)
     files: list[ShardFile] = []
+    made: set[str] = set()
     started = clock()
     callbacks.phase("capture")
     for shard in planned:
@@ -139,12 +140,14 @@ def capture(
         )
         verify_shard(written.path)
         files.append(written)
-        for _, _, rows in items:
+        for entry, _, rows in items:
             totals.add(rows)
+            made.add(entry)
         totals.bytes += written.bytes
         callbacks.publish(_payload(written, space))
         callbacks.progress(totals.rows, missing_rows, "tokens")
-    report = _report(by_entry.values(), totals, clock() - started)
+    left = {e: r for e, r in by_entry.items() if e not in held and e not in made}
+    report = _report(by_entry.values(), left.values(), totals, clock() - started)
     return report, tuple(files)
 
 
@@ -207,11 +210,16 @@ def _score(
 
 
 def _report(
-    rendered: Collection[RenderedConversation], totals: _Totals, seconds: float
+    rendered: Collection[RenderedConversation],
+    left: Collection[RenderedConversation],
+    totals: _Totals,
+    seconds: float,
 ) -> CacheReport:
     return CacheReport(
         entries=len(rendered),
         rows=sum(len(r.input_ids) - 1 for r in rendered),
+        missing_entries=len(left),
+        missing_rows=sum(len(r.input_ids) - 1 for r in left),
         new_entries=totals.entries,
         new_rows=totals.rows,
         bytes=totals.bytes,

@@ -18,7 +18,6 @@ from workers.distill.teachers import LocalTeacher
 from workers.distill.tokenizers import load_tokenizer
 from workers.job.task import BodyContext, Inputs, Task
 from workers.tasks.sets import checkpoint_folder, read_conversations, version_path
-from workers.tasks.teaching import Pair, pair_of, require_same_ids
 
 
 class PrecomputeInputs(Inputs):
@@ -28,8 +27,6 @@ class PrecomputeInputs(Inputs):
     space: CacheSpace
     cached: tuple[str, ...]
     shards: tuple[str, ...]
-    pair: Pair | None
-    """Given where the rows are meant for a student."""
 
 
 class PrecomputeTask:
@@ -39,10 +36,6 @@ class PrecomputeTask:
     def load(self, session: Session, spec: Mapping[str, Any], settings: Settings) -> Inputs:
         job = PrecomputeJob.model_validate(spec)
         folder, card = checkpoint_folder(session, job.teacher_id, settings)
-        pair: Pair | None = None
-        if job.student_id is not None:
-            student = checkpoint_folder(session, job.student_id, settings)
-            pair = pair_of((folder, card), student)
         space = service.space_of(card, job.profile)
         service.open_space(session, space, teacher_id=job.teacher_id)
         return PrecomputeInputs(
@@ -52,7 +45,6 @@ class PrecomputeTask:
             space=space,
             cached=tuple(service.cached_entries(session, space.address)),
             shards=tuple(str(p) for p in service.shard_paths(session, space.address, settings)),
-            pair=pair,
         )
 
     def run(self, inputs: PrecomputeInputs, context: BodyContext) -> dict[str, Any]:
@@ -60,8 +52,6 @@ class PrecomputeTask:
         calls.phase("load")
         tokenizer = load_tokenizer(Path(inputs.teacher))
         conversations = read_conversations(inputs.conversations, ("train", "validation"))
-        if inputs.pair is not None:  # before the teacher's pass, which may take hours
-            require_same_ids(inputs.pair, conversations, calls)
         rendered = Renderer(tokenizer, inputs.job.render).render_all(conversations)
         for reason, count in rendered.skipped.items():
             calls.log(f"{count} conversations left out: {reason}", "warning")
@@ -93,8 +83,10 @@ class PrecomputeTask:
     def apply(
         self, session: Session, held: Claim, result: dict[str, Any], settings: Settings
     ) -> None:
-        del held, settings
-        service.report(session, result["address"], CacheReport.model_validate(result["report"]))
+        del settings
+        job = PrecomputeJob.model_validate(held.spec)
+        found = CacheReport.model_validate(result["report"])
+        service.captured(session, result["address"], job, found)
 
 
 TASKS: dict[JobKind, Task] = {JobKind.PRECOMPUTE: PrecomputeTask()}

@@ -1,0 +1,97 @@
+"""Runs under /api/v1: starting one also asks for its evaluation, which runs does not know."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+from sqlalchemy.orm import Session
+
+from app.evaluations import service as evaluations
+from app.projects.api import ProjectDep
+from app.projects.models import Project
+from app.runs import queries, service
+from app.runs.queries import RunView
+from app.runs.schemas import CancelRequest, EstimateOut, RunLog, RunOut, RunRequest
+from app.security.permissions import Permission
+from app.web.deps import CurrentUser, SessionDep, SettingsDep, require
+
+router = APIRouter(prefix="/api/v1/projects/{project}/runs", tags=["runs"])
+READ, WRITE = [require(Permission.READ)], [require(Permission.WRITE)]
+
+
+def _shown(session: Session, views: list[RunView]) -> list[RunOut]:
+    parents = [v.run.parent_id for v in views if v.run.parent_id is not None]
+    numbers = queries.numbers_of(session, parents)
+    return [queries.shown(view, numbers) for view in views]
+
+
+def _one(session: Session, project: Project, number: int) -> RunOut:
+    return _shown(session, [service.get(session, project, number)])[0]
+
+
+@router.get("", dependencies=READ)
+def list_runs(
+    project: ProjectDep,
+    session: SessionDep,
+    group: str | None = None,
+    state: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+) -> list[RunOut]:
+    found = queries.listed(session, project.id, group=group, state=state, limit=limit)
+    return _shown(session, found)
+
+
+@router.post("", status_code=201, dependencies=WRITE)
+def start_run(
+    project: ProjectDep, wanted: RunRequest, session: SessionDep, user: CurrentUser
+) -> RunOut:
+    spec = service.resolve(session, project, wanted)
+    run = evaluations.start_run(session, project, spec, owner=user.name, owner_id=user.user_id)
+    return _one(session, project, run.number)
+
+
+@router.post("/estimate", dependencies=READ)
+def estimate_run(
+    project: ProjectDep, wanted: RunRequest, session: SessionDep, settings: SettingsDep
+) -> EstimateOut:
+    spec = service.resolve(session, project, wanted)
+    return service.estimate(session, project, spec, settings)
+
+
+@router.get("/{number}", dependencies=READ)
+def show_run(project: ProjectDep, number: int, session: SessionDep) -> RunOut:
+    return _one(session, project, number)
+
+
+@router.post("/{number}/cancel", status_code=202, dependencies=WRITE)
+def cancel_run(
+    project: ProjectDep, number: int, wanted: CancelRequest, session: SessionDep
+) -> RunOut:
+    service.cancel(session, service.get(session, project, number), wanted.mode)
+    return _one(session, project, number)
+
+
+@router.post("/{number}/retry", status_code=202, dependencies=WRITE)
+def retry_run(project: ProjectDep, number: int, session: SessionDep, user: CurrentUser) -> RunOut:
+    view = service.get(session, project, number)
+    evaluations.retry_run(session, view, owner=user.name)
+    return _one(session, project, number)
+
+
+@router.get("/{number}/log", dependencies=READ)
+def run_log(
+    project: ProjectDep,
+    number: int,
+    session: SessionDep,
+    limit: Annotated[int, Query(ge=1, le=10_000)] = 1000,
+) -> RunLog:
+    view = service.get(session, project, number)
+    return RunLog(lines=queries.log_of(session, view, limit=limit))
+
+
+@router.get("/{number}/series", dependencies=READ)
+def run_series(
+    project: ProjectDep, number: int, session: SessionDep
+) -> dict[str, list[tuple[int, float]]]:
+    """Return metric → [[step, value], …] of the training, at most 2,000 points each."""
+    view = service.get(session, project, number)
+    return queries.series_of(session, view)

@@ -1,0 +1,169 @@
+"""What comes in and goes out about runs."""
+
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from app.specs.evaluation import EvaluationSpec
+from app.specs.jobs import CancelMode
+from app.specs.teacher import CaptureProfile
+from app.specs.training import RunRole, TrainingSpec
+
+Phase = Literal["precompute", "train", "evaluate"]
+PHASES: tuple[Phase, ...] = ("precompute", "train", "evaluate")
+
+
+class RunRequest(BaseModel):
+    """A RunSpec as people write it: checkpoints by name or id, the dataset as `name[@number]`.
+
+    Without a teacher or student the project's are taken; `teacher: null` asks for none.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(min_length=1, max_length=80)
+    teacher: str | int | None = None
+    student: str | int | None = None
+    dataset: str | int | None = None
+    teacher_id: int | None = None
+    student_id: int | None = None
+    dataset_version_id: int | None = None
+    training: TrainingSpec = TrainingSpec()
+    capture: CaptureProfile = CaptureProfile()
+    evaluation: EvaluationSpec = EvaluationSpec()
+    group: str | None = Field(default=None, max_length=80)
+    role: RunRole | None = None
+
+    @model_validator(mode="after")
+    def _named_once(self) -> "RunRequest":
+        pairs = (
+            ("teacher", "teacher_id"),
+            ("student", "student_id"),
+            ("dataset", "dataset_version_id"),
+        )
+        for one, other in pairs:
+            if getattr(self, one) is not None and getattr(self, other) is not None:
+                raise ValueError(f"give {one} or {other}, not both")
+        return self
+
+    def gives(self, one: str, other: str) -> bool:
+        """Return whether either field was sent at all (null counts)."""
+        return bool({one, other} & self.model_fields_set)
+
+
+class CancelRequest(BaseModel):
+    """`keep`: the step in hand ends and what was learned becomes a checkpoint."""
+
+    mode: CancelMode = "keep"
+
+
+class PhaseOut(BaseModel):
+    """One job of a run, the newest of its role."""
+
+    role: Phase
+    job_id: int
+    kind: str
+    state: str
+    title: str
+    attempt: int
+    phase: str | None
+    progress: dict[str, Any] | None
+    error: str | None
+    message: str | None
+    started_at: datetime | None
+    ended_at: datetime | None
+
+
+class RunOut(BaseModel):
+    """A run. `state` follows from its jobs; `progress` is that of the job in hand."""
+
+    number: int
+    name: str
+    role: str
+    group: str | None
+    state: str
+    phase: Phase | None
+    progress: dict[str, Any] | None
+    error: str | None
+    message: str | None
+    teacher_id: int | None
+    student_id: int | None
+    dataset_version_id: int | None
+    checkpoint_id: int | None
+    parent: int | None
+    owner: str | None
+    created_at: datetime
+    started_at: datetime | None
+    ended_at: datetime | None
+    seconds: float | None
+    spec: dict[str, Any]
+    jobs: list[PhaseOut]
+
+
+class LogLine(BaseModel):
+    id: int
+    at: datetime
+    job_id: int | None
+    level: str
+    text: str
+
+
+class RunLog(BaseModel):
+    lines: list[LogLine]
+
+
+class CacheOut(BaseModel):
+    """What the teacher cache covers of the version; `cached` None: never measured."""
+
+    conversations: int
+    cached: int | None
+    missing_tokens: int
+    basis: str
+    """Where the numbers come from, in a sentence."""
+
+
+class Seconds(BaseModel):
+    """A time as a range."""
+
+    low: float
+    middle: float
+    high: float
+
+    def __add__(self, other: "Seconds") -> "Seconds":
+        return Seconds(
+            low=self.low + other.low, middle=self.middle + other.middle, high=self.high + other.high
+        )
+
+
+class PartOut(BaseModel):
+    """Time of one phase; `seconds` None with the reason in `basis`."""
+
+    phase: Phase
+    seconds: Seconds | None
+    basis: str
+
+
+class Mend(BaseModel):
+    """A change of the form that takes a reason away: field → value."""
+
+    label: str
+    values: dict[str, str]
+
+
+class EstimateOut(BaseModel):
+    """What is known before a run starts; `blocked` is the sentence why it cannot."""
+
+    blocked: str | None
+    mends: list[Mend]
+    warnings: list[str]
+    tokens: int
+    """Tokens the training reads, padding left out."""
+    tokens_basis: str
+    epochs: float
+    cache: CacheOut | None
+    disk_bytes: int
+    disk: dict[str, int]
+    """cache · checkpoint · snapshots (which go when the run ends)."""
+    seconds: Seconds | None
+    parts: list[PartOut]
