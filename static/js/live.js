@@ -1,4 +1,6 @@
 // Parts that follow the page's event stream: progress bars, log lines, and the "Not live" note.
+import { size } from "./sizes.js";
+
 const LOST_AFTER = 10_000;
 const BACK_FOR = 6_000;
 let lostTimer = null;
@@ -17,24 +19,14 @@ function setProgress({ done, total, unit = "", eta_seconds: eta = null }) {
     const bar = holder.querySelector("progress");
     bar.max = total || 1;
     bar.value = done;
-    const left = eta === null ? "" : `, about ${words(eta)} left`;
-    holder.querySelector("[data-progress-text]").textContent = `${amount(done, total, unit)}${left}`;
+    const number = new Intl.NumberFormat("en");
+    const words = unit === "bytes" ? `${size(done)} of ${size(total)}` : `${number.format(done)} of ${number.format(total)} ${unit}`;
+    const left = eta === null ? "" : `, about ${span(eta)} left`;
+    holder.querySelector("[data-progress-text]").textContent = `${words}${left}`;
   }
 }
 
-function amount(done, total, unit) {
-  if (unit === "bytes") return `${size(done)} of ${size(total)}`;
-  const number = new Intl.NumberFormat("en");
-  return `${number.format(done)} of ${number.format(total)} ${unit}`;
-}
-
-function size(bytes) {
-  const units = ["B", "KiB", "MiB", "GiB", "TiB"];
-  const step = bytes < 1024 ? 0 : Math.min(Math.floor(Math.log2(bytes) / 10), units.length - 1);
-  return `${(bytes / 1024 ** step).toFixed(step ? 1 : 0)} ${units[step]}`;
-}
-
-function words(seconds) {
+function span(seconds) {
   if (seconds < 90) return `${Math.round(seconds)} s`;
   const minutes = Math.round(seconds / 60);
   return minutes < 90 ? `${minutes} min` : `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
