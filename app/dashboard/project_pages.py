@@ -48,7 +48,7 @@ def _new_page(request: Request, form: Form[Any], status: int = 200) -> Response:
 
 @router.get("/new", name="projects.new", dependencies=WRITE)
 def new(request: Request) -> Response:
-    values = NewProject(name="x").model_dump(exclude={"name"}, exclude_none=True)
+    values = NewProject(name="x").model_dump(exclude={"name"}) | {"tolerance": "2"}
     return _new_page(request, empty_form(**values))
 
 
