@@ -21,6 +21,7 @@ from app.checkpoints import routes as checkpoints_routes
 from app.dashboard import api as dashboard_api
 from app.dashboard import runs_api
 from app.datasets import api as datasets_api
+from app.evaluations import api as evaluations_api
 from app.jobs.nudge import Broker
 from app.projects import api as projects_api
 from app.projects import routes as projects_routes
@@ -41,6 +42,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     checkpoints_routes.router,
     checkpoints_api.router,
     datasets_api.router,
+    evaluations_api.router,
     dashboard_api.router,
     runs_api.router,
 )

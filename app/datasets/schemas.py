@@ -56,6 +56,7 @@ class VersionOut(BaseModel):
 
     id: int
     dataset_id: int
+    dataset_name: str
     number: int
     state: str
     funnel: dict[str, Any] | None

@@ -17,6 +17,7 @@ from app.datasets.schemas import ImportRequest
 from app.db.session import make_engine, make_session_factory, transaction
 from app.demo.tickets import made_tickets
 from app.evaluations import service as evaluations
+from app.evaluations.schemas import Choice
 from app.events.queries import series
 from app.projects import service as projects
 from app.projects.models import Project
@@ -150,7 +151,9 @@ def test_a_log_becomes_a_comparison(factory: Factory, settings: Settings, tmp_pa
     carry_out_all(factory, settings)
 
     with transaction(factory) as session:
-        comparison = evaluations.compare_group(session, session.get_one(Project, project.id), None)
+        comparison = evaluations.compare_chosen(
+            session, session.get_one(Project, project.id), Choice()
+        )
         shown = json.loads(json.dumps(comparison.as_json(), allow_nan=False))
         space = session.scalars(select(CacheSpaceRow)).one()
         trained = session.scalars(
