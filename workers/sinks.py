@@ -117,7 +117,6 @@ class EventRows:
             lease.set_progress(session, held, {**values, "eta_seconds": self._left(progress)})
         add_points(session, held.stream, job_id=held.job_id, fence=held.fence, steps=steps)
 
-
     def _left(self, progress: ProgressEvent) -> float | None:
         """Return the seconds that the phase still takes at its speed so far."""
         moment = time.monotonic()

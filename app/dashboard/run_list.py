@@ -7,10 +7,9 @@ from typing import Any
 from sqlalchemy import Subquery, func, select
 from sqlalchemy.orm import Session
 
-from app.dashboard.run_view import ROLE_WORDS, objective_words
+from app.dashboard.run_view import ROLE_WORDS, objective_words, results_of
 from app.datasets.models import Dataset, DatasetVersion
 from app.evaluations.models import Evaluation, EvaluationMetric
-from app.evaluations.service import cells_of
 from app.events.queries import latest_by_job
 from app.jobs.models import Job
 from app.metrics.comparison import Cell
@@ -139,7 +138,8 @@ def _views(session: Session, run_ids: Sequence[int]) -> list[RunView]:
 
 def _lines(session: Session, project: Project, views: Sequence[RunView]) -> list[RunLine]:
     ids = [view.run.id for view in views]
-    cells = cells_of(session, ids, project.deciding_metric)
+    results = results_of(session, ids, [project.deciding_metric])
+    cells = {run_id: found.cells.get(project.deciding_metric) for run_id, found in results.items()}
     data = _data_words(session, {view.run.dataset_version_id for view in views})
     trainings = {v.run.id: t.job for v in views if (t := v.phase("train")) is not None}
     live = [job.id for job in trainings.values() if not JobState(job.state).terminal]
@@ -158,7 +158,9 @@ def _lines(session: Session, project: Project, views: Sequence[RunView]) -> list
     ]
 
 
-def _line(view: RunView, *, cell: Cell | None, data: str, speed: float | None, parent: int | None) -> RunLine:
+def _line(
+    view: RunView, *, cell: Cell | None, data: str, speed: float | None, parent: int | None
+) -> RunLine:
     spec = RunSpec.model_validate(view.run.spec)
     words = objective_words(spec)
     return RunLine(view, spec, ROLE_WORDS[view.run.role], words, data, cell, speed, parent)

@@ -11,13 +11,13 @@ from sqlalchemy.orm import Session
 from app.checkpoints.models import Checkpoint
 from app.dashboard import knobs
 from app.datasets.models import Dataset, DatasetVersion
+from app.evaluations import queries as evaluations
 from app.evaluations.models import Evaluation
-from app.evaluations.service import rows_of
 from app.events.queries import last_event_id, latest
 from app.jobs import queries as jobs
 from app.jobs.models import JobAttempt, JobSnapshot
 from app.jobs.queries import JobLine
-from app.metrics.comparison import Cell
+from app.metrics.comparison import Cell, cell_of
 from app.metrics.formatting import duration, number, tokens
 from app.metrics.registry import METRICS
 from app.projects.models import Project
@@ -259,18 +259,17 @@ class Result:
     cells: dict[str, Cell]
 
 
-def results_of(session: Session, run_ids: Sequence[int]) -> dict[int, Result]:
-    """Return each run's newest evaluation, in two queries."""
-    rows = session.scalars(
-        select(Evaluation).where(Evaluation.run_id.in_(run_ids)).order_by(Evaluation.id)
-    ).all()
-    newest = {row.run_id: row for row in rows if row.run_id is not None}
-    kept = list(newest.values())
-    cells = [row.cells() for row in rows_of(session, kept)]
+def results_of(
+    session: Session, run_ids: Sequence[int], metrics: Sequence[str] | None = None
+) -> dict[int, Result]:
+    """Return each run's newest evaluation with all (or some) cells, in two queries."""
+    rows = evaluations.evaluations_of(session, run_ids)
+    newest = {row.run_id: row for row in reversed(rows)}
+    sums = evaluations.sums_of(session, [row.id for row in newest.values()], metrics)
     return {
-        e.run_id: Result(e, found)
-        for e, found in zip(kept, cells, strict=True)
-        if e.run_id is not None
+        run_id: Result(row, {name: cell_of(name, found) for name, found in sums[row.id].items()})
+        for run_id, row in newest.items()
+        if run_id is not None
     }
 
 
@@ -282,9 +281,7 @@ def changes_of(session: Session, run: Run, spec: RunSpec) -> tuple[Run | None, l
     return parent, changes_between(session, parent, run, spec)
 
 
-def changes_between(
-    session: Session, parent: Run, run: Run, spec: RunSpec
-) -> list[knobs.Change]:
+def changes_between(session: Session, parent: Run, run: Run, spec: RunSpec) -> list[knobs.Change]:
     one, other = named_of(session, parent), named_of(session, run)
     before = RunSpec.model_validate(parent.spec)
     pairs = [
