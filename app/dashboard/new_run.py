@@ -39,6 +39,13 @@ PRESETS: tuple[tuple[str, str, str], ...] = (
 EPOCHS = {"balanced": (3, 150, 3000), "thorough": (8, 400, 12_000)}
 """Preset → epochs, and the fewest and most steps."""
 TUNED_LAYERS = 8
+DEFAULTS: dict[str, str] = {
+    name: value
+    for name, value in knobs.values_of(
+        RunSpec(name="x", teacher_id=None, student_id=0, dataset_version_id=0)
+    ).items()
+    if knobs.BY_NAME[name].kind != "flag"  # a box that is not ticked is not sent either
+} | dict.fromkeys(("name", "group", "role", "preset", "parent", "key", "teacher_id"), "")
 FIXED = ("name", "group", "role", "preset", "teacher_id", "student_id", "dataset_version_id")
 _OBJECTIVES: dict[RunRole, dict[str, str]] = {
     "distilled": {"alpha": "0.7", "ce_target": "logged"},
@@ -47,7 +54,7 @@ _OBJECTIVES: dict[RunRole, dict[str, str]] = {
     "fine_tune": {"alpha": "0", "ce_target": "logged"},
 }
 _STEMS: dict[RunRole, str] = {
-    "distilled": "kd",
+    "distilled": "distilled",
     "sequence_level": "sequence-level",
     "labels_only": "labels-only",
     "fine_tune": "tuned",
@@ -94,7 +101,8 @@ def first_values(session: Session, project: Project, choices: Choices) -> dict[s
     frozen = next((v for v in choices.versions if v.state == "frozen"), None)
     version = frozen or (choices.versions[0] if choices.versions else None)
     values = {
-        **knobs.values_of(_any_spec()),
+        **DEFAULTS,
+        "freeze_embeddings": "",
         "role": DISTILLED,
         "preset": "balanced",
         "teacher_id": str(project.teacher_id or ""),
@@ -104,10 +112,6 @@ def first_values(session: Session, project: Project, choices: Choices) -> dict[s
         "parent": "",
     }
     return with_role(session, project, choices, values)
-
-
-def _any_spec() -> RunSpec:
-    return RunSpec(name="x", teacher_id=None, student_id=0, dataset_version_id=0)
 
 
 def cloned_values(session: Session, project: Project, parent: Run) -> dict[str, str]:
@@ -190,10 +194,7 @@ def _context(choices: Choices, values: Mapping[str, str]) -> int:
 
 
 def stem_of(values: Mapping[str, str]) -> str:
-    role = cast("RunRole", values["role"])
-    if role == DISTILLED:
-        return f"kd-t{values['temperature']}-a{values['alpha']}"
-    return _STEMS[role]
+    return _STEMS[cast("RunRole", values["role"])]
 
 
 def free_name(session: Session, project: Project, stem: str, group: str | None) -> str:

@@ -29,6 +29,7 @@ from app.web.templating import render
 router = APIRouter(include_in_schema=False, prefix="/projects/{project}/runs")
 WRITE = [require(Permission.WRITE)]
 Values = dict[str, Any]
+SPLITS = ("train", "validation", "test")
 LABELS = {
     **{name: knob.label for name, knob in knobs.BY_NAME.items()},
     "student_id": "Student",
@@ -38,9 +39,13 @@ LABELS = {
 
 
 async def posted(request: Request) -> Values:
-    """Return the form's texts; `also` may be given more than once."""
+    """Return the form's texts; `also` may be given more than once.
+
+    A setting that the chosen kind does not show is not sent: its default stands in.
+    """
     form = await request.form()
-    values: Values = {k: v for k, v in form.items() if isinstance(v, str) and k != "csrf_token"}
+    sent = {k: v for k, v in form.items() if isinstance(v, str) and k != "csrf_token"}
+    values: Values = {**new_run.DEFAULTS, **sent}
     values["also"] = [v for v in form.getlist("also") if isinstance(v, str)]
     return values
 
@@ -246,7 +251,8 @@ def _warnings(specs: list[RunSpec], found: list[EstimateOut]) -> list[str]:
 def range_words(seconds: Seconds) -> str:
     """Return `about 58 m (52 m–1 h 6 m)`."""
     low, high = duration(seconds.low), duration(seconds.high)
-    return f"about {duration(seconds.middle)} ({low}–{high})"
+    about = f"about {duration(seconds.middle)}"
+    return about if low == high else f"{about} ({low}–{high})"
 
 
 def _times(found: list[EstimateOut]) -> list[tuple[str, str, str]]:
@@ -284,7 +290,7 @@ def _hints(choices: new_run.Choices, values: Values) -> dict[str, str]:
     version = choices.version(str(values.get("dataset_version_id", "")))
     if version is not None and version.funnel:
         splits = version.funnel.get("splits", {})
-        parts = ", ".join(f"{number(splits[s])} {s}" for s in splits if splits[s])
+        parts = ", ".join(f"{number(splits[s])} {s}" for s in SPLITS if splits.get(s))
         references = version.funnel.get("references", 0)
         hints["dataset_version_id"] = f"{parts}; {number(references)} with a reference"
     return hints
