@@ -19,8 +19,9 @@ from app.accounts import service as accounts
 from app.checkpoints import api as checkpoints_api
 from app.checkpoints import routes as checkpoints_routes
 from app.dashboard import api as dashboard_api
-from app.dashboard import new_run_pages, run_pages, runs_api
+from app.dashboard import checkpoint_pages, new_run_pages, queue_pages, run_pages, runs_api
 from app.datasets import api as datasets_api
+from app.datasets import routes as datasets_routes
 from app.evaluations import api as evaluations_api
 from app.jobs.nudge import Broker
 from app.projects import api as projects_api
@@ -41,8 +42,11 @@ ROUTERS: tuple[APIRouter, ...] = (
     projects_api.router,
     checkpoints_routes.router,
     checkpoints_api.router,
+    datasets_routes.router,
     datasets_api.router,
     evaluations_api.router,
+    checkpoint_pages.router,
+    queue_pages.router,
     dashboard_api.router,
     runs_api.router,
     new_run_pages.router,  # before the pages whose number would take “new”

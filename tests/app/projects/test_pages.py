@@ -9,9 +9,6 @@ from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
 from app.accounts.models import User
-from app.checkpoints.models import Checkpoint
-from app.checkpoints.routes import router as checkpoints
-from app.projects import queries
 from app.projects.routes import router
 from app.security.permissions import Principal
 from app.settings import Settings
@@ -30,7 +27,6 @@ def client(own_database: str, settings: Settings) -> Iterator[TestClient]:
 
     app = FastAPI()
     app.include_router(router)
-    app.include_router(checkpoints)
     error_pages.install(app)
     services = Services.build(settings, known)
     app.state.services = services
@@ -82,22 +78,3 @@ def test_the_list_takes_the_same_queries_however_long(client: TestClient) -> Non
         event.remove(engine, "before_cursor_execute", note)
         counts.append(len(statements))
     assert counts[0] == counts[1]
-
-
-def test_the_checkpoint_list_shows_state_and_error(client: TestClient) -> None:
-    assert make(client, "one") == 303
-    assert "No checkpoints yet" in client.get("/projects/one/checkpoints").text
-    with client.app.state.services.sessions.begin() as session:  # type: ignore[attr-defined] - a FastAPI app
-        project = queries.by_slug(session, "one")
-        assert project is not None
-        card = dict.fromkeys(("parameters_total", "parameters_compute", "vocabulary"), 12_345)
-        card |= {"depth": 4, "width": 32, "tokenizer_fingerprint": "abcdef0123456789"}
-        for state, error, facts in (("failed", "<i>offline</i>", None), ("ready", None, card)):
-            origin = {"kind": "hub"}
-            row = Checkpoint(name=state, state=state, origin=origin, error=error, card=facts)
-            row.project_id = project.id
-            session.add(row)
-    page = client.get("/projects/one/checkpoints").text
-    assert "&lt;i&gt;offline" in page
-    assert "12,345" in page
-    assert client.get("/projects/none/checkpoints").status_code == 404
