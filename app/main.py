@@ -19,7 +19,14 @@ from app.accounts import service as accounts
 from app.checkpoints import api as checkpoints_api
 from app.checkpoints import routes as checkpoints_routes
 from app.dashboard import api as dashboard_api
-from app.dashboard import checkpoint_pages, project_pages, queue_pages, runs_api
+from app.dashboard import (
+    checkpoint_pages,
+    new_run_pages,
+    project_pages,
+    queue_pages,
+    run_pages,
+    runs_api,
+)
 from app.datasets import api as datasets_api
 from app.datasets import routes as datasets_routes
 from app.evaluations import api as evaluations_api
@@ -48,6 +55,8 @@ ROUTERS: tuple[APIRouter, ...] = (
     queue_pages.router,
     dashboard_api.router,
     runs_api.router,
+    new_run_pages.router,  # before the pages whose number would take “new”
+    run_pages.router,
 )
 
 
