@@ -59,13 +59,13 @@ def demo(
     ):
         address = address_of(settings)
         folder = settings.home / "demo" / setting.name
-        demo_ = Demo(api, setting, folder, steps)
+        work = Demo(api, setting, folder, steps)
         try:
-            found = demo_.carry_out()
+            found = work.carry_out()
         except (StepFailed, NoBaseCheckpoint) as error:
-            raise CommandFailed(f"{error}\n{_where_to_look(settings, demo_.project)}") from error
+            raise CommandFailed(f"{error}\n{_where_to_look(settings, work.project)}") from error
         steps.close()
-        page = f"{address}/projects/{demo_.project}"
+        page = f"{address}/projects/{work.project}"
         if as_json:
             print_json({"project": page, "seconds": steps.seconds, "comparison": found})
         else:
