@@ -20,6 +20,8 @@ from tests.support.browser import chromium, ensure_assets, look, serving, signed
 
 pytestmark = pytest.mark.browser
 HOME = "/projects/routing"
+WOKEN = 15_000
+"""Milliseconds until a stream is read without a broker that wakes it: it looks every 5 s."""
 
 
 @pytest.fixture(scope="module")
@@ -171,12 +173,14 @@ def test_a_checkpoint_is_followed_to_its_end(page: Page, parts: Services) -> Non
         assert held is not None
         lease.running(session, held)
         lease.set_phase(session, held, "download")
-    expect(page.locator("#facts")).to_contain_text("download")
+    expect(page.locator("#facts")).to_contain_text("download", timeout=WOKEN)
     with parts.sessions.begin() as session:
         lease.set_progress(session, held, {"done": 3 << 20, "total": 4 << 20, "unit": "bytes"})
-    expect(page.locator("[data-progress-text]")).to_contain_text("3.0 MiB of 4.0 MiB")
+    expect(page.locator("[data-progress-text]")).to_contain_text(
+        "3.0 MiB of 4.0 MiB", timeout=WOKEN
+    )
     with parts.sessions.begin() as session:
         lease.fail(session, held, seeds.failure("The hub could not be reached for owner/big."))
-    expect(page.locator("#facts")).to_contain_text("It could not be made.")
+    expect(page.locator("#facts")).to_contain_text("It could not be made.", timeout=WOKEN)
     page.get_by_role("button", name="Try again").click()
     expect(page.locator("#facts")).to_contain_text("Being handed to a worker.")
