@@ -414,14 +414,15 @@ def _told_apart(session: Session, rows: Sequence[ComparedRow]) -> list[ComparedR
     counts = Counter(row.name for row in rows)
     doubled = [row for row in rows if counts[row.name] > 1]
     ids = {r.evaluation.checkpoint_id for r in doubled if r.evaluation and r.run is None}
-    names = queries.checkpoint_names(session, ids) if ids else {}
+    made = queries.checkpoints_of(session, ids) if ids else {}
     told = []
     for row in rows:
         if counts[row.name] > 1 and row.run is not None:
             row = replace(row, name=f"{row.name} #{row.run.number}")  # noqa: PLW2901
         elif counts[row.name] > 1 and row.evaluation is not None:
-            made = names.get(row.evaluation.checkpoint_id or 0, f"e{row.evaluation.id}")
-            row = replace(row, name=f"{row.name} ({made})")  # noqa: PLW2901
+            checkpoint = made.get(row.evaluation.checkpoint_id or 0)
+            words = checkpoint.name if checkpoint else f"evaluation {row.evaluation.id}"
+            row = replace(row, name=f"{row.name} ({words})")  # noqa: PLW2901
         told.append(row)
     return told
 
