@@ -19,7 +19,7 @@ from app.accounts import service as accounts
 from app.checkpoints import api as checkpoints_api
 from app.checkpoints import routes as checkpoints_routes
 from app.dashboard import api as dashboard_api
-from app.dashboard import compare_routes, runs_api
+from app.dashboard import compare_routes, evaluation_routes, runs_api
 from app.datasets import api as datasets_api
 from app.evaluations import api as evaluations_api
 from app.jobs.nudge import Broker
@@ -46,6 +46,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     dashboard_api.router,
     runs_api.router,
     compare_routes.router,
+    evaluation_routes.router,
 )
 
 
