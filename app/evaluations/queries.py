@@ -31,7 +31,7 @@ def one(session: Session, project_id: int, evaluation_id: int) -> Evaluation | N
     )
 
 
-def listing(project_id: int) -> Select[Any]:
+def listing(project_id: int) -> Select[Evaluation, int | None, str, int]:
     """Return (evaluation, run's number, dataset's name, version's number); the caller orders."""
     return (
         select(Evaluation, Run.number, Dataset.name, DatasetVersion.number)

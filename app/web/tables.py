@@ -4,7 +4,7 @@ import base64
 import binascii
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVarTuple
 
 import orjson
 from sqlalchemy import ColumnElement, Select, and_, or_
@@ -14,6 +14,7 @@ from app.errors import InvalidInput
 from app.web.filters import with_query
 
 Order = Literal["asc", "desc"]
+Row = TypeVarTuple("Row")
 PAGE_SIZE = 50
 _KEY_PARTS = 2
 
@@ -97,7 +98,7 @@ def read_state(
     return TableState(path, kept, sort, order, after, found)
 
 
-def keyset(statement: Select[Any], state: TableState, id_column: Any) -> Select[Any]:
+def keyset(statement: Select[*Row], state: TableState, id_column: Any) -> Select[*Row]:
     """Add order and cursor: strictly beyond the last row, ties broken by id. One row more."""
     column: ColumnElement[Any] = state.sort.column
     down = state.order == "desc"
