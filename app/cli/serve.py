@@ -18,6 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from app import metadata  # noqa: F401 - a job row refers to tables of every domain
 from app.accounts import service as accounts
 from app.checkpoints import service as checkpoints
+from app.cli.connect import keep_local_token
 from app.cli.options import Home, settings_for
 from app.cli.output import Exit, Json, console, print_json, reporting
 from app.db.migrate import upgrade
@@ -90,16 +91,6 @@ def check_port(settings: Settings) -> None:
                 f"{settings.host}:{settings.port} cannot be opened ({error.strerror}): "
                 "choose another port with --port."
             ) from error
-
-
-def keep_local_token(settings: Settings) -> str:
-    """Return the command line's API token of a home, written anew where it does not work."""
-    engine = make_engine(settings.require_database_url())
-    try:
-        with transaction(make_session_factory(engine)) as session:
-            return accounts.ensure_local_token(session, settings.token_file)
-    finally:
-        engine.dispose()
 
 
 def greet(settings: Settings) -> None:

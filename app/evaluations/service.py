@@ -44,10 +44,16 @@ def start_run(
     owner: str,
     owner_id: int | None = None,
     parent_id: int | None = None,
+    key: str | None = None,
 ) -> Run:
-    """Start a run and what a table needs beside it: teacher and undistilled student, once a set."""
+    """Start a run and what a table needs beside it: teacher and undistilled student, once a set.
+
+    A second request with the same key returns the first one's run.
+    """
+    if key is not None and (known := runs.started_before(session, project, key)) is not None:
+        return known
     run, training = runs.start(
-        session, project, spec, owner=owner, owner_id=owner_id, parent_id=parent_id
+        session, project, spec, owner=owner, owner_id=owner_id, parent_id=parent_id, key=key
     )
     own = _Asked(run.role, run.name, None, training)
     made = _ask(session, run, spec, own, owner=owner)

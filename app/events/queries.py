@@ -93,3 +93,14 @@ def latest(session: Session, job_ids: Sequence[int]) -> dict[str, tuple[int, flo
         .order_by(MetricPoint.metric, MetricPoint.step.desc())
     )
     return {metric: (step, value) for metric, step, value in rows}
+
+
+def latest_by_job(session: Session, job_ids: Sequence[int], metric: str) -> dict[int, float]:
+    """Return the newest value of one metric for each of some jobs."""
+    rows = session.execute(
+        select(MetricPoint.job_id, MetricPoint.value)
+        .where(MetricPoint.job_id.in_(job_ids), MetricPoint.metric == metric)
+        .ext(distinct_on(MetricPoint.job_id))
+        .order_by(MetricPoint.job_id, MetricPoint.step.desc())
+    )
+    return {row.job_id: row.value for row in rows}

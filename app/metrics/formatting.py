@@ -76,6 +76,13 @@ def tokens(count: float) -> str:
     return f"{number(count / 1e6, 2)} M"
 
 
+def parameters(count: float) -> str:
+    """Format parameter counts: `41,120`, `134.5 M`, `7.62 B`."""
+    if count < 1e6:  # noqa: PLR2004 - short enough to read whole
+        return number(count)
+    return f"{number(count / 1e6, 1)} M" if count < 999.95e6 else f"{number(count / 1e9, 2)} B"  # noqa: PLR2004 - what rounds to 1,000 M is a billion
+
+
 def compression(ratio: float) -> str:
     return f"{number(ratio, 1)}×"
 

@@ -174,7 +174,7 @@ def _look_at_teacher(session: Session, found: Findings, subject: Subject, spec: 
             "normaliser is not stored. Take one of these, or add it to the grid.",
             Mend(label="Use temperature 1", values={"temperature": "1"}),
         )
-    if objective.temperature > 1:
+    elif objective.temperature > 1:
         report = cache.report(session, space_of(teacher, spec.capture).address)
         found.warnings.append(_mass_sentence(objective.temperature, report))
 

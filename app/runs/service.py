@@ -40,9 +40,11 @@ def start(
     owner: str,
     owner_id: int | None = None,
     parent_id: int | None = None,
+    key: str | None = None,
 ) -> tuple[Run, Job]:
     """Freeze the spec as the project's next run and ask for its jobs; return run and training.
 
+    key: names this request, so that `started_before` finds its run.
     Raises Conflict with the reason and the mend when the spec cannot work.
     """
     check(session, project, spec)
@@ -81,10 +83,22 @@ def start(
             project_id=project.id,
             owner=owner,
             depends_on=needed,
+            idempotency_key=key,
         ),
     )
     link(session, run, training, "train")
     return run, training
+
+
+def started_before(session: Session, project: Project, key: str) -> Run | None:
+    """Return the run that a request of this key has started; waits for one that is under way."""
+    session.scalar(select(Project.id).where(Project.id == project.id).with_for_update())
+    return session.scalar(
+        select(Run)
+        .join(RunJob, RunJob.run_id == Run.id)
+        .join(Job, Job.id == RunJob.job_id)
+        .where(Job.project_id == project.id, Job.idempotency_key == key)
+    )
 
 
 def _ask_for_cache(session: Session, run: Run, spec: RunSpec, owner: str) -> Job:

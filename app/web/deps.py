@@ -90,9 +90,22 @@ def _session(request: Request) -> Iterator[Session]:
         except BaseException:
             session.rollback()
             raise
-        signals = take_signals(session)
-    if signals and parts.broker is not None:
-        parts.broker.send(signals)
+    send_signals(request, session)
+
+
+def commit_now(request: Request, session: Session) -> None:
+    """End the transaction in the middle of a request that then waits long (a body of hours).
+
+    The connection goes back to the pool; the session may be used again afterwards.
+    """
+    session.commit()
+    send_signals(request, session)
+
+
+def send_signals(request: Request, session: Session) -> None:
+    broker, signals = services(request).broker, take_signals(session)
+    if signals and broker is not None:
+        broker.send(signals)
 
 
 # scope="function" ends the dependency before the response is sent: a failed commit is an error.

@@ -75,6 +75,7 @@ def make_environment() -> Environment:
         csrf_token=CSRF_TOKEN.get,
         METRICS=METRICS,
         with_query=filters.with_query,
+        href=navigation.href,
     )
     _install_kit(environment)
     return environment
@@ -89,6 +90,7 @@ def _formatting_filters() -> dict[str, Callable[..., str]]:
         "duration": formatting.duration,
         "size": formatting.size,
         "tokens": formatting.tokens,
+        "parameters": formatting.parameters,
         "compression": formatting.compression,
     }
 

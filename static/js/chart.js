@@ -14,6 +14,13 @@ function css(name) {
   return colour;
 }
 
+function tick(value) {
+  if (value === null) return "";
+  const small = value !== 0 && Math.abs(value) < 0.001;
+  const text = small ? value.toExponential(1) : new Intl.NumberFormat("en", { maximumSignificantDigits: 4 }).format(value);
+  return text.replaceAll("-", "−");
+}
+
 class Chart {
   constructor(root) {
     this.root = root;
@@ -41,7 +48,7 @@ class Chart {
       width: Math.max(this.plot.clientWidth, 240),
       height: 240,
       scales: { x: { time: false }, y: log ? { distr: 3 } : {} },
-      axes: [{ ...axis }, { ...axis, size: 64 }],
+      axes: [{ ...axis }, { ...axis, size: 64, values: (_, ticks) => ticks.map(tick) }],
       series: [
         { label: this.root.dataset.x },
         ...this.series.map((s, i) => ({

@@ -20,7 +20,7 @@ function rows() {
 
 function currentIndex(list) {
   const at = list.findIndex((row) => row.contains(document.activeElement));
-  return at >= 0 ? at : list.findIndex((row) => row.getAttribute("aria-selected") === "true");
+  return at >= 0 ? at : list.findIndex((row) => row.querySelector("[aria-current]"));
 }
 
 function focusRow(row) {
@@ -58,12 +58,31 @@ const ACTIONS = {
     search?.select();
     return Boolean(search);
   },
+  t: () => {
+    const other = document.querySelector("[data-views] a:not([aria-current])");
+    other?.click();
+    return Boolean(other);
+  },
   "?": () => {
     const help = document.getElementById("keys");
     if (help) openDialog(help);
     return Boolean(help);
   },
 };
+
+// The row whose panel is open keeps its mark, whether it was clicked or reached by j and k.
+document.addEventListener("click", (event) => {
+  const link = event.target.closest("[data-peek] [data-row] a[href]");
+  if (!link || event.ctrlKey || event.metaKey || event.shiftKey) return;
+  for (const other of link.closest("[data-rows]").querySelectorAll("a[aria-current]")) other.removeAttribute("aria-current");
+  link.setAttribute("aria-current", "true");
+});
+
+// Where the panel stands above the list, opening it brings it into view.
+document.addEventListener("htmx:after:swap", () => {
+  const peek = document.querySelector(".peek:has([data-peek-open])");
+  if (peek && peek.getBoundingClientRect().bottom < 0 && !matchMedia("(min-width: 1101px)").matches) peek.scrollIntoView();
+});
 
 document.addEventListener("keydown", (event) => {
   if (event.key === "Escape") {

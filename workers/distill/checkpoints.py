@@ -46,6 +46,11 @@ _LICENCE_READ = 20_000
 _LICENCE_LENGTH = 80
 
 
+def compute_device() -> torch.device:
+    """Return where this host's jobs compute: its first visible graphics card, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def load_model(
     folder: Path, dtype: Precision = "float32", attention: Literal["eager", "sdpa"] = "sdpa"
 ) -> Any:

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import FileResponse
 from starlette.responses import Response
 
-from app.dashboard.evaluation_page import examples_of, report_of
+from app.dashboard.evaluation_view import examples_of, report_of
 from app.evaluations import queries, service
 from app.evaluations.models import Evaluation
 from app.evaluations.schemas import ExampleFilter
