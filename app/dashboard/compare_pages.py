@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
-from app.dashboard.compare_view import AGAINST_TEACHER, NAME, compare_page
 from app.dashboard.compare_state import CompareState, Order
+from app.dashboard.compare_view import AGAINST_TEACHER, NAME, compare_page
 from app.evaluations.api import ChoiceDep, csv_answer
 from app.metrics.tables import to_csv
 from app.projects.api import ProjectDep

@@ -228,18 +228,26 @@ def examples(
         raise InvalidInput(f"Single examples have no {wanted.metric}: {', '.join(BY_EXAMPLE)}.")
     path = examples_path(found, settings)
     other = beside(session, found, wanted.against)
+    if other is not None and wanted.against is None and not has_examples(other, settings):
+        other = None
     shown = read_examples(path, examples_path(other, settings) if other else None, wanted)
     return shown.model_copy(update={"against": other.id if other else None})
+
+
+def has_examples(found: Evaluation, settings: Settings) -> bool:
+    """Whether the per-example file is there: metrics outlive it."""
+    if found.state != "done" or found.examples_blob is None:
+        return False
+    return LocalBlobs(settings.blobs).path(found.examples_blob).is_file()
 
 
 def examples_path(found: Evaluation, settings: Settings) -> Path:
     """Return the per-example file of an evaluation, or raise what a person should read."""
     if found.state != "done" or found.examples_blob is None:
         raise Conflict(f"The evaluation of {found.name} is {found.state}: it has no examples yet.")
-    path = LocalBlobs(settings.blobs).path(found.examples_blob)
-    if not path.is_file():
+    if not has_examples(found, settings):
         raise NotFound(f"The examples of {found.name} are no longer stored: evaluate it again.")
-    return path
+    return LocalBlobs(settings.blobs).path(found.examples_blob)
 
 
 def beside(session: Session, found: Evaluation, against: int | None) -> Evaluation | None:
