@@ -6,7 +6,7 @@ from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
 from app.dashboard.compare_state import CompareState, Order
-from app.dashboard.compare_view import AGAINST_TEACHER, NAME, compare_page
+from app.dashboard.compare_view import compare_page
 from app.evaluations.api import ChoiceDep, csv_answer
 from app.metrics.tables import to_csv
 from app.projects.api import ProjectDep
@@ -49,7 +49,5 @@ def compare(
         "crumbs": ((project.name, home), ("Compare", None)),
         "nav": "compare",
         "page_keys": KEYS,
-        "by_name": (state.sorted_by(NAME, "asc"), state.aria_sort(NAME)),
-        "by_verdict": (state.sorted_by(AGAINST_TEACHER, "desc"), state.aria_sort(AGAINST_TEACHER)),
     }
     return render(request, "dashboard/compare.html", context, block="compare")

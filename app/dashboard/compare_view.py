@@ -98,6 +98,15 @@ class ComparePage:
         return sum(row.number is not None for row in self.rows)
 
     @property
+    def by_name(self) -> tuple[str, str]:
+        """Return the address that sorts by name, and how it is sorted now."""
+        return self.state.sorted_by(NAME, "asc"), self.state.aria_sort(NAME)
+
+    @property
+    def by_verdict(self) -> tuple[str, str]:
+        return self.state.sorted_by(AGAINST_TEACHER, "desc"), self.state.aria_sort(AGAINST_TEACHER)
+
+    @property
     def cut(self) -> str | None:
         """Return where bars are cut, when an interval goes further."""
         if self.scale is None:
