@@ -265,6 +265,7 @@ def test_a_version_shows_its_work_its_failure_and_the_way_on(
     text = page(signed_in, f"/{version}")
     assert "data-live-progress" in text
     assert "Stop the import" in text
+    assert "Being handed to a worker." in text
     assert f"{version}/events?after=" in text
     assert signed_in.post(f"{HOME}/{version}/retry").status_code == 409
     assert signed_in.post(f"{HOME}/{version}/cancel").status_code == 303
@@ -311,6 +312,8 @@ def test_freezing_is_offered_done_once_and_then_a_fact(signed_in: TestClient, ma
         finish(session, job, JobState.SUCCEEDED)
     text = page(signed_in, f"/{version}")
     assert "Content hash" in text
+    assert text.count("btn-primary") == 1
+    assert "New run" in text
     assert "Freeze traffic" not in text
 
 
