@@ -490,12 +490,13 @@ def import_choices(
 
     return ImportChoices(
         uploads=uploads,
-        stored={u.id: _stored(settings, u) for u in uploads},
+        stored={u.id: stored_bytes(settings, u) for u in uploads},
         chosen=[upload for upload in uploads if is_chosen(upload)],
         reports=reports,
     )
 
 
-def _stored(settings: Settings, upload: Upload) -> int:
+def stored_bytes(settings: Settings, upload: Upload) -> int:
+    """Return how much of an upload has arrived; 0 when its file is gone."""
     path = upload_path(settings, upload.key)
     return path.stat().st_size if path.is_file() else 0
