@@ -7,7 +7,7 @@ from typing import Literal
 import structlog
 
 
-def configure_logs(log_format: Literal["json", "console"]) -> None:
+def configure_logs(log_format: Literal["json", "console"], *, level: int = logging.INFO) -> None:
     """Send structlog and the standard library's records through one renderer to stderr."""
     shared: list[structlog.types.Processor] = [
         structlog.contextvars.merge_contextvars,
@@ -39,5 +39,5 @@ def configure_logs(log_format: Literal["json", "console"]) -> None:
     )
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(logging.INFO)
-    logging.getLogger("alembic").setLevel(logging.WARNING)
+    root.setLevel(level)
+    logging.getLogger("alembic").setLevel(max(level, logging.WARNING))

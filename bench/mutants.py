@@ -14,7 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-_COPIED = ("app", "workers", "tests", "bench", "migrations", "templates", "pyproject.toml")
+_COPIED = (
+    *("app", "workers", "tests", "bench", "migrations", "templates", "static"),
+    *("alembic.ini", "pyproject.toml"),
+)
 _TIMEOUT_SECONDS = 300
 _TESTS_FAILED = 1  # pytest's exit code for failures; others mean that nothing was tested
 
@@ -35,6 +38,8 @@ RENDERING = "workers/distill/rendering.py"
 FUSED = "workers/distill/losses/fused.py"
 SHARDS = "workers/distill/teacher_shards.py"
 TEACHERS = "workers/distill/teachers.py"
+FOLD = "workers/ingest/fold.py"
+LEASE = "app/jobs/lease.py"
 PROOFS = ("tests/workers/distill/losses",)
 MUTANTS = (
     Mutant(
@@ -134,6 +139,41 @@ MUTANTS = (
         "torch.where(kept, 0, weights).sum(-1)",
         "torch.zeros_like(plain)",
         ("tests/workers/distill/test_capture.py",),
+    ),
+    Mutant(
+        "prefixes not folded",
+        "workers/ingest/trie.py",
+        "node = self._nodes.get(key)",
+        "node = None",
+        ("tests/workers/ingest/test_fold.py",),
+    ),
+    Mutant(
+        "a turn taught in every conversation that holds it",
+        FOLD,
+        "if not any(node in owner for node in producers):",
+        "if producers:",
+        ("tests/workers/ingest/test_fold.py",),
+    ),
+    Mutant(
+        "only the last turn of a folded conversation taught",
+        FOLD,
+        "own = any(owner.get(node) == leaf for node in producers)",
+        "own = leaf in producers",
+        ("tests/workers/ingest/test_fold.py",),
+    ),
+    Mutant(
+        "writes not fenced",
+        LEASE,
+        ".where(JobLease.job_id == held.job_id, JobLease.fence == held.fence)",
+        ".where(JobLease.job_id == held.job_id)",
+        ("tests/app/jobs/test_service.py",),
+    ),
+    Mutant(
+        "the end of a job not fenced",
+        LEASE,
+        "select(Job).where(Job.id == held.job_id, Job.fence == held.fence).with_for_update()",
+        "select(Job).where(Job.id == held.job_id).with_for_update()",
+        ("tests/app/jobs/test_service.py",),
     ),
 )
 

@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -87,6 +88,8 @@ class EventRows:
     def __init__(self, held: lease.Claim, publish: Publish) -> None:
         self._held = held
         self._publish = publish
+        self._first: tuple[int, float] | None = None
+        """Done and moment of the phase's first progress: what is left follows from its speed."""
 
     def write(self, session: Session, events: list[Spec]) -> None:
         """Write a batch; of several progress values only the newest is kept."""
@@ -99,7 +102,7 @@ class EventRows:
             elif isinstance(event, ProgressEvent):
                 progress = event
             elif isinstance(event, PhaseEvent):
-                progress = None
+                progress = self._first = None
                 lease.set_phase(session, held, event.name)
             elif isinstance(event, LogEvent):
                 payload = {"level": event.level, "text": event.text}
@@ -111,8 +114,18 @@ class EventRows:
                 self._publish(session, held, event.payload)
         if progress is not None:
             values = progress.model_dump(exclude={"type"})
-            lease.set_progress(session, held, values)
+            lease.set_progress(session, held, {**values, "eta_seconds": self._left(progress)})
         add_points(session, held.stream, job_id=held.job_id, fence=held.fence, steps=steps)
+
+    def _left(self, progress: ProgressEvent) -> float | None:
+        """Return the seconds that the phase still takes at its speed so far."""
+        moment = time.monotonic()
+        if self._first is None:
+            self._first = (progress.done, moment)
+        first, since = self._first
+        if progress.eta_seconds is not None or progress.done <= first:
+            return progress.eta_seconds
+        return (progress.total - progress.done) * (moment - since) / (progress.done - first)
 
 
 def open_event_pipe() -> BinaryIO:

@@ -18,7 +18,8 @@ router = APIRouter(include_in_schema=False)
     dependencies=[require(Permission.READ)],
 )
 def index(request: Request, project: ProjectDep, session: SessionDep) -> Response:
-    crumbs = (("Projects", "/projects"), (project.name, None), ("Checkpoints", None))
-    found = queries.of_project(session, project.id)
-    context = {"project": project, "checkpoints": found, "crumbs": crumbs, "nav": "checkpoints"}
-    return render(request, "checkpoints/index.html", context)
+    home = f"/projects/{project.slug}"
+    crumbs = (("Projects", "/projects"), (project.name, home), ("Checkpoints", None))
+    found = queries.lines(session, project)
+    context = {"project": project, "items": found, "crumbs": crumbs, "nav": "checkpoints"}
+    return render(request, "checkpoints/index.html", context, block="rows")

@@ -1,10 +1,11 @@
 """What comes in and goes out about checkpoints."""
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.specs.checkpoint import CheckpointSource, PruneSpec
+from app.errors import InvalidInput
+from app.specs.checkpoint import CheckpointSource, FolderSource, HubSource, PruneSpec
 
 
 class CheckpointAdd(BaseModel):
@@ -22,6 +23,57 @@ class StudentMake(BaseModel):
     teacher_id: int
     dataset_version_id: int | None = None
     prune: PruneSpec
+
+
+class RegisterForm(BaseModel):
+    """The page's form: one source of two, and what the checkpoint is for."""
+
+    name: str = Field(default="", max_length=80)
+    kind: Literal["folder", "hub"] = "folder"
+    path: str = Field(default="", max_length=1000)
+    repo_id: str = Field(default="", max_length=200)
+    revision: str = Field(default="main", min_length=1, max_length=200)
+    token: str = Field(default="", max_length=500, repr=False)
+    role: Literal["", "teacher", "student"] = ""
+
+    def source(self) -> CheckpointSource:
+        """Return what was filled in. Errors: InvalidInput naming the empty field."""
+        if self.kind == "folder":
+            if not self.path.strip():
+                raise InvalidInput("Name the folder.", fields={"path": "Is needed."})
+            return FolderSource(path=self.path.strip())
+        if not self.repo_id.strip():
+            raise InvalidInput("Name the repository.", fields={"repo_id": "Is needed."})
+        return HubSource(repo_id=self.repo_id.strip(), revision=self.revision.strip())
+
+    def add(self) -> CheckpointAdd:
+        """Return the request; without a name the source's last part names it."""
+        source = self.source()
+        origin = source.path if isinstance(source, FolderSource) else source.repo_id
+        name = self.name.strip() or origin.rstrip("/").rsplit("/", 1)[-1][:80]
+        if not name:
+            raise InvalidInput("The checkpoint needs a name.", fields={"name": "Is needed."})
+        return CheckpointAdd(name=name, source=source, token=self.token or None)
+
+
+class PruneForm(BaseModel):
+    """The page's form: sizes left empty stay the teacher's."""
+
+    name: str = Field(default="", max_length=80)
+    teacher_id: int
+    depth: int | None = Field(default=None, ge=1)
+    width: int | None = Field(default=None, ge=1)
+    ffn_width: int | None = Field(default=None, ge=1)
+    heads: int | None = Field(default=None, ge=1)
+    kv_heads: int | None = Field(default=None, ge=1)
+    dataset_version_id: int | None = None
+    calibration_conversations: int = Field(default=64, ge=1, le=10_000)
+    student: bool = False
+    """Make it the project's student."""
+
+    def prune(self) -> PruneSpec:
+        sizes = ("depth", "width", "ffn_width", "heads", "kv_heads", "calibration_conversations")
+        return PruneSpec.model_validate(self.model_dump(include=set(sizes)))
 
 
 class CheckpointOut(BaseModel):

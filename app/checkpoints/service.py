@@ -41,6 +41,17 @@ def named(session: Session, project_id: int, name: str | int) -> Checkpoint:
     return found
 
 
+def stream_of(checkpoint_id: int) -> str:
+    """Return the event stream its jobs report to."""
+    return f"checkpoint:{checkpoint_id}"
+
+
+def job_of(row: Checkpoint) -> int:
+    if row.job_id is None:
+        raise Conflict(f"“{row.name}” has no job.")
+    return row.job_id
+
+
 def require(session: Session, checkpoint_id: int) -> Checkpoint:
     found = session.get(Checkpoint, checkpoint_id)
     if found is None:
@@ -84,7 +95,11 @@ def make_student(
     teacher = get(session, project.id, data.teacher_id)
     if teacher.state != "ready" or teacher.card is None:
         raise Conflict(f"“{teacher.name}” is {teacher.state}; a student needs a ready teacher.")
-    _check_shape(CheckpointCard.model_validate(teacher.card), data.prune)
+    check_shape(CheckpointCard.model_validate(teacher.card), data.prune)
+    version = data.dataset_version_id
+    if version is not None and not queries.can_calibrate(session, project.id, version):
+        sentence = "This project has no such version with conversations."
+        raise InvalidInput("Choose calibration data.", fields={"dataset_version_id": sentence})
     origin = {
         "kind": "pruned",
         "teacher_id": teacher.id,
@@ -113,7 +128,7 @@ def _ask(
     request = JobRequest(
         kind=kind,
         spec=spec,
-        stream=f"checkpoint:{row.id}",
+        stream=stream_of(row.id),
         title=f"{verb} {row.name}",
         project_id=project.id,
         owner=owner,
@@ -121,7 +136,8 @@ def _ask(
     return enqueue(session, request).id
 
 
-def _check_shape(card: CheckpointCard, prune: PruneSpec) -> None:
+def check_shape(card: CheckpointCard, prune: PruneSpec) -> None:
+    """Raise InvalidInput with the field and the mend when a student cannot be cut so."""
     if card.architecture not in PRUNABLE:
         sentence = f"{card.architecture} cannot be pruned; llama, mistral and qwen2 can."
         raise InvalidInput(sentence, fields={"teacher_id": "Choose another teacher."})
@@ -144,9 +160,7 @@ def retry(
     session: Session, row: Checkpoint, *, settings: Settings, owner: str, token: str | None = None
 ) -> Job:
     """Start the checkpoint's job again; a hub token was destroyed with the first try."""
-    if row.job_id is None:
-        raise Conflict(f"“{row.name}” has no job that could be started again. Register it anew.")
-    again = jobs.retry(session, row.job_id, owner=owner)
+    again = jobs.retry(session, job_of(row), owner=owner)
     retried(session, again)
     if token and again.kind == JobKind.REGISTER:
         keep_token(settings, row.id, token)
@@ -156,8 +170,6 @@ def retry(
 def retried(session: Session, again: Job) -> None:
     """Let a retried job fill its checkpoint."""
     row = require(session, again.spec["checkpoint_id"])
-    if row.job_id != again.parent_id:
-        raise Conflict(f"“{row.name}” has been started again already.")
     row.state, row.error, row.job_id = "registering", None, again.id
     session.flush()
 

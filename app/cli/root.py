@@ -2,7 +2,7 @@
 
 import typer
 
-from app.cli import serve
+from app.cli import checkpoints, datasets, demo, projects, runs, serve
 from app.cli.output import EXIT_CODES_HELP
 
 app = typer.Typer(
@@ -13,3 +13,9 @@ app = typer.Typer(
 )
 for command in serve.COMMANDS:
     app.command()(command)
+app.command("demo")(demo.demo)
+app.command("import")(datasets.import_files)
+app.add_typer(projects.app, name="projects")
+app.add_typer(checkpoints.app, name="checkpoints")
+app.add_typer(datasets.app, name="datasets")
+app.add_typer(runs.app, name="runs")

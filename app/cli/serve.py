@@ -18,6 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from app import metadata  # noqa: F401 - a job row refers to tables of every domain
 from app.accounts import service as accounts
 from app.checkpoints import service as checkpoints
+from app.cli.connect import keep_local_token
 from app.cli.options import Home, settings_for
 from app.cli.output import Exit, Json, console, print_json, reporting
 from app.db.migrate import upgrade
@@ -80,26 +81,22 @@ def running(settings: Settings) -> Iterator[tuple[Settings, list[Program]]]:
 
 def check_port(settings: Settings) -> None:
     """Raise when another program holds the port, which would only show in a log file."""
+    if not is_port_free(settings):
+        raise LocalServerError(
+            f"Port {settings.port} of {settings.host} cannot be opened: another program may hold "
+            "it. Choose another with --port."
+        )
+
+
+def is_port_free(settings: Settings) -> bool:
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((settings.host, settings.port))
-        except OSError as error:
-            raise LocalServerError(
-                f"{settings.host}:{settings.port} cannot be opened ({error.strerror}): "
-                "choose another port with --port."
-            ) from error
-
-
-def keep_local_token(settings: Settings) -> str:
-    """Return the command line's API token of a home, written anew where it does not work."""
-    engine = make_engine(settings.require_database_url())
-    try:
-        with transaction(make_session_factory(engine)) as session:
-            return accounts.ensure_local_token(session, settings.token_file)
-    finally:
-        engine.dispose()
+        except OSError:
+            return False
+    return True
 
 
 def greet(settings: Settings) -> None:

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Header, Query
 from sqlalchemy.orm import Session
 
 from app.evaluations import service as evaluations
@@ -42,10 +42,17 @@ def list_runs(
 
 @router.post("", status_code=201, dependencies=WRITE)
 def start_run(
-    project: ProjectDep, wanted: RunRequest, session: SessionDep, user: CurrentUser
+    project: ProjectDep,
+    wanted: RunRequest,
+    session: SessionDep,
+    user: CurrentUser,
+    idempotency_key: Annotated[str | None, Header(max_length=200)] = None,
 ) -> RunOut:
+    """Start a run; a second request with the same Idempotency-Key returns the first one's."""
     spec = service.resolve(session, project, wanted)
-    run = evaluations.start_run(session, project, spec, owner=user.name, owner_id=user.user_id)
+    run = evaluations.start_run(
+        session, project, spec, owner=user.name, owner_id=user.user_id, key=idempotency_key
+    )
     return _one(session, project, run.number)
 
 

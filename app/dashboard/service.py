@@ -1,9 +1,12 @@
-"""Cancel and retry jobs together with what they belong to."""
+"""What takes several domains: a project with its teacher, students, cancel and retry of jobs."""
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.checkpoints import service as checkpoints
+from app.checkpoints.models import Checkpoint
+from app.checkpoints.schemas import PruneForm, StudentMake
+from app.dashboard.schemas import NewProject
 from app.datasets import service as datasets
 from app.errors import Conflict, NotFound
 from app.evaluations import service as evaluations
@@ -11,9 +14,15 @@ from app.jobs import queries as jobs
 from app.jobs import service as job_service
 from app.jobs.models import Job
 from app.jobs.queries import JobLine
+from app.projects import service as projects
+from app.projects.models import Project
+from app.runs import queries as runs
 from app.runs.models import Run, RunJob
+from app.security.permissions import Principal
 from app.settings import Settings
+from app.specs.checkpoint import CheckpointCard, PruneSpec
 from app.specs.jobs import CancelMode, JobKind
+from app.specs.pruning import Shape, shape_after
 
 
 def line(session: Session, job_id: int) -> JobLine:
@@ -21,6 +30,18 @@ def line(session: Session, job_id: int) -> JobLine:
     if found is None:
         raise NotFound(f"There is no job {job_id}.")
     return found
+
+
+def create_project(
+    session: Session, form: NewProject, *, settings: Settings, user: Principal
+) -> Project:
+    """Make a project; register its teacher when one is named, and give it the role at once."""
+    teacher = form.teacher()
+    project = projects.create(session, form, owner_id=user.user_id)
+    if teacher is not None:
+        row = checkpoints.register(session, project, teacher, settings=settings, owner=user.name)
+        projects.use_as(session, project, "teacher", row.id)
+    return project
 
 
 def cancel(session: Session, job_id: int, mode: CancelMode, settings: Settings) -> Job:
@@ -31,19 +52,41 @@ def cancel(session: Session, job_id: int, mode: CancelMode, settings: Settings) 
     return job
 
 
+def make_student(session: Session, project: Project, form: PruneForm, *, owner: str) -> Checkpoint:
+    """Ask for a pruned student, named by its sizes when no name is given."""
+    teacher = checkpoints.get(session, project.id, form.teacher_id)
+    prune = form.prune()
+    name = form.name.strip() or _name_of(teacher, prune)
+    data = StudentMake(
+        name=name,
+        teacher_id=teacher.id,
+        dataset_version_id=form.dataset_version_id,
+        prune=prune,
+    )
+    made = checkpoints.make_student(session, project, data, owner=owner)
+    if form.student:
+        projects.use_as(session, project, "student", made.id)
+    return made
+
+
+def _name_of(teacher: Checkpoint, prune: PruneSpec) -> str:
+    """Return such as `big-6x576`: the teacher's name, then layers × width."""
+    if teacher.card is None:
+        return f"{teacher.name}-student"[:80]
+    shape = shape_after(Shape.of(CheckpointCard.model_validate(teacher.card)), prune)
+    return f"{teacher.name[:60]}-{shape.depth}x{shape.width}"
+
+
 def retry(session: Session, job_id: int, *, owner: str) -> Job:
     """Make a new job of a failed or cancelled one, and point what waits for it there.
 
-    Raises Conflict for a job of a run: the run is retried as a whole, with what depends on it.
+    A job of a run starts the whole run again, from what has not succeeded.
     """
     run = session.scalar(
         select(Run).join(RunJob, RunJob.run_id == Run.id).where(RunJob.job_id == job_id)
     )
     if run is not None:
-        raise Conflict(
-            f"This job belongs to run #{run.number} “{run.name}”. Retry the run, so that the jobs "
-            "after it start again too."
-        )
+        return _retry_run(session, run, job_id, owner)
     again = job_service.retry(session, job_id, owner=owner)
     match again.kind:
         case JobKind.REGISTER | JobKind.PRUNE:
@@ -52,4 +95,16 @@ def retry(session: Session, job_id: int, *, owner: str) -> Job:
             evaluations.retried(session, again)
         case JobKind.INSPECT | JobKind.IMPORT | JobKind.FREEZE | JobKind.GENERATE:
             datasets.retried(session, again)
+    return again
+
+
+def _retry_run(session: Session, run: Run, job_id: int, owner: str) -> Job:
+    view = runs.by_number(session, run.project_id, run.number)
+    if view is not None:
+        evaluations.retry_run(session, view, owner=owner)
+    again = session.scalar(
+        select(Job).where(Job.parent_id == job_id).order_by(Job.id.desc()).limit(1)
+    )
+    if again is None:
+        raise Conflict(f"Run #{run.number} “{run.name}” goes on without this job.")
     return again

@@ -3,8 +3,10 @@
 import asyncio
 import base64
 import binascii
+from functools import partial
 from typing import Annotated
 
+import structlog
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import FileResponse, Response
 from starlette.requests import ClientDisconnect
@@ -24,10 +26,11 @@ from app.errors import InvalidInput, NotFound
 from app.projects.api import ProjectDep
 from app.security.permissions import Permission
 from app.storage.uploads import Appender, offset
-from app.web.deps import CurrentUser, SessionDep, require, services
+from app.web.deps import CurrentUser, SessionDep, commit_now, require, services
 
 router = APIRouter(prefix="/api/v1/projects/{project}", tags=["datasets"])
 READ, WRITE = [require(Permission.READ)], [require(Permission.WRITE)]
+log = structlog.get_logger()
 TUS = {"Tus-Resumable": "1.0.0", "Cache-Control": "no-store"}
 
 
@@ -57,6 +60,18 @@ def _upload(project: ProjectDep, upload: str, session: SessionDep) -> Upload:
 UploadDep = Annotated[Upload, Depends(_upload)]
 
 
+async def _append(request: Request, appender: Appender) -> int:
+    """Write the request's body as it comes; return the offset reached, cut off or not."""
+    try:
+        async for chunk in request.stream():
+            await asyncio.to_thread(appender.write, chunk)
+    except ClientDisconnect:
+        log.info("upload_cut_off", offset=appender.offset)
+    finally:
+        await asyncio.to_thread(appender.close)
+    return appender.offset
+
+
 @router.get("/uploads", dependencies=READ)
 def list_uploads(project: ProjectDep, session: SessionDep) -> list[UploadOut]:
     return [UploadOut.model_validate(u) for u in queries.uploads_of(session, project.id)]
@@ -84,8 +99,15 @@ def tus_create(request: Request, project: ProjectDep, session: SessionDep) -> Re
 
 
 @router.head("/uploads/{upload}", dependencies=READ)
-def tus_head(request: Request, upload: UploadDep) -> Response:
-    stored = offset(service.upload_path(services(request).settings, upload.key))
+def tus_head(
+    request: Request, upload: UploadDep, session: SessionDep, user: CurrentUser
+) -> Response:
+    """Tell how much is stored. All of it: a client that lost the last answer sends no more."""
+    settings = services(request).settings
+    stored = offset(service.upload_path(settings, upload.key))
+    if stored == upload.size and upload.state == "uploading":
+        digest = service.hash_upload(settings, upload.key)
+        service.finish_upload(session, upload.id, sha256=digest, owner=user.name)
     facts = {"Upload-Offset": str(stored), "Upload-Length": str(upload.size)}
     return Response(status_code=200, headers={**TUS, **facts})
 
@@ -95,32 +117,33 @@ def show_upload(upload: UploadDep) -> UploadOut:
     return UploadOut.model_validate(upload)
 
 
+@router.get("/uploads/{upload}/content", dependencies=READ)
+def download_upload(request: Request, upload: UploadDep) -> FileResponse:
+    """Download a stored file as it came, or a job's answers."""
+    path = service.stored_file(upload, services(request).settings)
+    return FileResponse(path, media_type="application/octet-stream", filename=upload.filename)
+
+
 @router.patch("/uploads/{upload}", dependencies=WRITE)
 async def tus_patch(
     request: Request, upload: UploadDep, session: SessionDep, user: CurrentUser
 ) -> Response:
-    """Append the body from `Upload-Offset` on; what arrived before a cut connection stays."""
-    path = service.upload_path(services(request).settings, upload.key)
+    """Append the body from `Upload-Offset` on; what arrived before a cut connection stays.
+
+    An empty body at the end of the file ends an upload whose last answer was lost.
+    """
+    settings = services(request).settings
+    path = service.upload_path(settings, upload.key)
     start = _count(request, "upload-offset")
     upload_id, size, key = upload.id, upload.size or 0, upload.key
     # Hours may pass while bytes come: no connection of the pool may wait for them.
-    await asyncio.to_thread(session.commit)
-    appender = await asyncio.to_thread(Appender, path, start, size)
-    try:
-        async for chunk in request.stream():
-            await asyncio.to_thread(appender.write, chunk)
-    except ClientDisconnect:
-        return Response(status_code=499)
-    finally:
-        await asyncio.to_thread(appender.close)
-    if appender.offset == size:
-        sha256 = await asyncio.to_thread(service.hash_upload, services(request).settings, key)
-
-        def finish() -> None:
-            service.finish_upload(session, upload_id, sha256=sha256, owner=user.name)
-
-        await asyncio.to_thread(finish)
-    return Response(status_code=204, headers={**TUS, "Upload-Offset": str(appender.offset)})
+    await asyncio.to_thread(commit_now, request, session)
+    stored = await _append(request, await asyncio.to_thread(Appender, path, start, size))
+    if stored == size:
+        digest = await asyncio.to_thread(service.hash_upload, settings, key)
+        finish = partial(service.finish_upload, sha256=digest, owner=user.name)
+        await asyncio.to_thread(finish, session, upload_id)
+    return Response(status_code=204, headers={**TUS, "Upload-Offset": str(stored)})
 
 
 @router.delete("/uploads/{upload}", dependencies=WRITE)

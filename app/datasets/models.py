@@ -73,6 +73,10 @@ class DatasetVersion(HasId, HasCreated, Base):
     notes: Mapped[str]
     dataset: Mapped[Dataset] = relationship(back_populates="versions", lazy="raise")
 
+    @property
+    def dataset_name(self) -> str:
+        return self.dataset.name
+
     __table_args__ = (
         CheckConstraint("state in ('importing', 'draft', 'frozen', 'failed')", name="state"),
         UniqueConstraint("dataset_id", "number"),

@@ -1,11 +1,23 @@
 """What comes in and goes out about uploads, imports and dataset versions."""
 
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from app.specs.conversation import Conversation, FormatName, Split
+from app.datasets.models import Upload
+from app.errors import InvalidInput
+from app.specs.conversation import (
+    Conversation,
+    FieldSeen,
+    FormatName,
+    InspectReport,
+    RecordPreview,
+    Split,
+)
 
 
 class ImportRequest(BaseModel):
@@ -23,6 +35,47 @@ class ImportRequest(BaseModel):
         if self.validation_share + self.test_share > 0.9:  # noqa: PLR2004 - a tenth is left
             raise ValueError("validation and test together may take at most 0.9")
         return self
+
+
+NEW = "*"
+"""What the import page's choice of a dataset says for a new one."""
+
+
+class ImportForm(BaseModel):
+    """What the import page asks for: a dataset that exists or a new name, shares in percent."""
+
+    upload_ids: list[int] = Field(default_factory=list)
+    into: str = Field(default=NEW, max_length=80)
+    """Name of a dataset that exists, or NEW: one called `name`."""
+    name: str = Field(default="", max_length=80)
+    format: str = Field(default="auto", max_length=80)
+    reference_path: str | None = Field(default=None, max_length=300)
+    validation: float = Field(default=10, ge=0, le=50)
+    test: float = Field(default=20, ge=0, le=50)
+
+    @model_validator(mode="after")
+    def _leaves_training(self) -> "ImportForm":
+        if self.validation + self.test > 90:  # noqa: PLR2004 - a tenth is left
+            raise ValueError("Validation and test together may take at most 90 %.")
+        return self
+
+    def request(self) -> "ImportRequest":
+        """Return the request as the API takes it. Raises InvalidInput for what is left out."""
+        fields: dict[str, str] = {}
+        if not self.upload_ids:
+            fields["upload_ids"] = "Choose at least one file that is stored."
+        if self.into == NEW and not self.name.strip():
+            fields["name"] = "Give the new dataset a name."
+        if fields:
+            raise InvalidInput(" ".join(fields.values()), fields=fields)
+        return ImportRequest(
+            dataset=self.name.strip() if self.into == NEW else self.into,
+            upload_ids=self.upload_ids,
+            format=self.format,
+            reference_path=self.reference_path,
+            validation_share=self.validation / 100,
+            test_share=self.test / 100,
+        )
 
 
 class GenerationRequest(BaseModel):
@@ -56,6 +109,7 @@ class VersionOut(BaseModel):
 
     id: int
     dataset_id: int
+    dataset_name: str
     number: int
     state: str
     funnel: dict[str, Any] | None
@@ -65,12 +119,36 @@ class VersionOut(BaseModel):
     error: str | None
 
 
+Turns = Literal["1", "2-3", "4-7", "8+"]
+TURN_RANGES: dict[Turns, tuple[int, int | None]] = {
+    "1": (1, 1),
+    "2-3": (2, 3),
+    "4-7": (4, 7),
+    "8+": (8, None),
+}
+"""Least and most user messages of a conversation."""
+
+
 class ConversationFilter(BaseModel):
-    """Which conversations of a version are listed."""
+    """Which conversations of a version are listed; `search` looks at everything they say."""
 
     split: Split | None = None
     reference: bool | None = None
+    turns: Turns | None = None
     search: str = Field(default="", max_length=200)
+
+
+class ConversationFacets(BaseModel):
+    """How many conversations match, and how many each value of a filter would leave.
+
+    A filter's own counts follow the search and the other filters.
+    """
+
+    total: int = 0
+    matching: int = 0
+    split: dict[str, int] = Field(default_factory=dict)
+    reference: dict[str, int] = Field(default_factory=dict)
+    turns: dict[str, int] = Field(default_factory=dict)
 
 
 class ConversationLine(BaseModel):
@@ -81,6 +159,8 @@ class ConversationLine(BaseModel):
     split: str
     n_messages: int
     n_targets: int
+    n_turns: int
+    n_chars: int
     has_reference: bool
     first_user: str
 
@@ -93,3 +173,69 @@ class ConversationPage(BaseModel):
 class ConversationOut(BaseModel):
     row: int
     conversation: Conversation
+
+
+@dataclass(frozen=True, slots=True)
+class ImportChoices:
+    """What the import page offers: the uploads there are, and what is chosen of them so far."""
+
+    uploads: Sequence[Upload]
+    stored: Mapping[int, int]
+    """Bytes stored, by upload."""
+    chosen: Sequence[Upload]
+    reports: Mapping[int, InspectReport]
+
+    def off(self, wanted: str) -> str | None:
+        """Why the import cannot start yet with the format wanted; None when it can."""
+        if not self.chosen:
+            looking = any(upload.state == "uploaded" for upload in self.uploads)
+            return "the file is being looked at." if looking else "no file is stored and chosen."
+        if wanted != "auto":
+            return None
+        found = {self.reports[u.id].format: u.filename for u in self.chosen}
+        if None in found:
+            return f"“{found[None]}” is in no known format. Leave it out, or choose its format."
+        if len(found) > 1:
+            (one, first), (other, second) = list(found.items())[:2]
+            return f"“{first}” is {one}, “{second}” is {other}. Choose files of one format."
+        return None
+
+    @property
+    def models(self) -> dict[str, int]:
+        """Return the logged models of the chosen files' first records, and how many answers."""
+        found: Counter[str] = Counter()
+        for upload in self.chosen:
+            found.update(self.reports[upload.id].models)
+        return dict(found)
+
+    @property
+    def fields(self) -> list[FieldSeen]:
+        """Return where a reference may be taken from, over the chosen files."""
+        found: dict[str, FieldSeen] = {}
+        for upload in self.chosen:
+            for seen in self.reports[upload.id].reference_candidates:
+                before = found.get(seen.path)
+                filled = seen.filled + (before.filled if before else 0)
+                found[seen.path] = (before or seen).model_copy(update={"filled": filled})
+        return sorted(found.values(), key=lambda field: not field.likely)
+
+    @property
+    def seen(self) -> int:
+        """How many records of the chosen files were looked at."""
+        return sum(self.reports[upload.id].records_seen for upload in self.chosen)
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        return next((r.known_formats for r in self.reports.values()), ())
+
+
+def previewed(report: InspectReport, record: int, reference_path: str | None) -> RecordPreview:
+    """Return one previewed record, with the reference that `reference_path` would give it."""
+    found = report.previews[record]
+    reference = found.fields.get(reference_path) if reference_path else None
+    if reference is None or found.conversation is None:
+        return found
+    *before, answer = found.conversation.messages
+    answer = answer.model_copy(update={"reference": reference})
+    changed = {"messages": (*before, answer)}
+    return found.model_copy(update={"conversation": found.conversation.model_copy(update=changed)})

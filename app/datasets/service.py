@@ -1,6 +1,7 @@
 """Uploads, imports, frozen versions: what may happen to data, and in which order."""
 
 import secrets
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,13 +9,15 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from app.checkpoints import service as checkpoints
+from app.checkpoints.models import Checkpoint
 from app.datasets import queries
 from app.datasets.models import Dataset, DatasetVersion, Upload
-from app.datasets.schemas import GenerationRequest, ImportRequest
+from app.datasets.queries import VersionView
+from app.datasets.schemas import GenerationRequest, ImportChoices, ImportRequest
 from app.errors import Conflict, InvalidInput, NotFound, PayloadTooLarge
 from app.jobs.endings import when_unfinished
 from app.jobs.models import Job
-from app.jobs.service import JobRequest, enqueue
+from app.jobs.service import JobRequest, enqueue, request_cancel, retry
 from app.projects.models import Project
 from app.settings import Settings
 from app.specs.conversation import ImportFunnel, InspectReport
@@ -28,6 +31,15 @@ MAX_NAME = 255
 
 class DatasetIsFrozen(Conflict):
     title = "A frozen dataset version cannot be changed"
+
+
+def uploads_stream(project_id: int) -> str:
+    """Name the stream of all looks at a project's uploads: their page follows this one."""
+    return f"uploads:{project_id}"
+
+
+def version_stream(version_id: int) -> str:
+    return f"version:{version_id}"
 
 
 def upload_path(settings: Settings, key: str) -> Path:
@@ -75,6 +87,16 @@ def upload_by_key(session: Session, project_id: int, key: str) -> Upload:
     return found
 
 
+def stored_file(upload: Upload, settings: Settings) -> Path:
+    """Return the file of an upload that is there whole. Raises Conflict, NotFound."""
+    if upload.sha256 is None:
+        raise Conflict(f"“{upload.filename}” is not stored yet. Wait for its end.")
+    path = upload_path(settings, upload.key)
+    if not path.is_file():
+        raise NotFound(f"“{upload.filename}” is no longer stored. Send the file again.")
+    return path
+
+
 def finish_upload(session: Session, upload_id: int, *, sha256: str, owner: str) -> Upload:
     """Note that all bytes are stored and ask for a look at the first records; once only."""
     upload = session.scalar(select(Upload).where(Upload.id == upload_id).with_for_update())
@@ -86,7 +108,7 @@ def finish_upload(session: Session, upload_id: int, *, sha256: str, owner: str) 
     request = JobRequest(
         kind=JobKind.INSPECT,
         spec=InspectJob(upload_id=upload.id),
-        stream=f"upload:{upload.id}",
+        stream=uploads_stream(upload.project_id),
         title=f"Inspect {upload.filename}",
         project_id=upload.project_id,
         owner=owner,
@@ -163,7 +185,7 @@ def _ask(
     request = JobRequest(
         kind=kind,
         spec=spec,
-        stream=f"version:{version.id}",
+        stream=version_stream(version.id),
         title=f"{verb} {version.dataset.name} v{version.number}",
         project_id=project_id,
         owner=owner,
@@ -171,23 +193,57 @@ def _ask(
     return enqueue(session, request).id
 
 
-def get_version(session: Session, project_id: int, version_id: int) -> DatasetVersion:
-    found = queries.version(session, project_id, version_id)
+def get_view(session: Session, project_id: int, version_id: int) -> VersionView:
+    """Return a version with its job."""
+    found = queries.view(session, project_id, version_id)
     if found is None:
         raise NotFound(f"This project has no dataset version {version_id}.")
     return found
 
 
+def get_version(session: Session, project_id: int, version_id: int) -> DatasetVersion:
+    return get_view(session, project_id, version_id).version
+
+
+def why_not_frozen(view: VersionView) -> str | None:
+    """Return why a version cannot be frozen now, in a sentence; None when it can."""
+    if view.version.state != "draft":
+        return f"Only a draft can be frozen; this version is {view.version.state}."
+    if view.freezing:
+        return "It is being frozen."
+    if view.funnel is None or not view.funnel.targets:
+        return "No turn in it is a target, so nothing could be learned from it."
+    return None
+
+
 def start_freeze(session: Session, version: DatasetVersion, *, owner: str) -> int:
     """Ask for the freeze of a draft; return the job. Raises DatasetIsFrozen, Conflict."""
     _changeable(version)
-    if version.state != "draft":
-        raise Conflict(f"Only a draft can be frozen; this version is {version.state}.")
+    job = session.get(Job, version.job_id) if version.job_id is not None else None
+    if (reason := why_not_frozen(VersionView(version, job))) is not None:
+        raise Conflict(reason)
+    version.error = None
     project_id = version.dataset.project_id
     spec = FreezeJob(dataset_version_id=version.id)
     version.job_id = _ask(session, project_id, version, JobKind.FREEZE, spec, owner)
     session.flush()
     return version.job_id
+
+
+def cancel_import(session: Session, view: VersionView) -> None:
+    """Stop an import; what it has read is dropped. Raises Conflict when it has ended."""
+    if view.version.state != "importing" or view.job is None:
+        raise Conflict(f"Nothing is being imported; this version is {view.version.state}.")
+    request_cancel(session, view.job.id, "discard")
+
+
+def retry_import(session: Session, view: VersionView, *, owner: str) -> None:
+    """Start a failed or cancelled import again, as it was asked for. Raises Conflict."""
+    if view.version.state != "failed" or view.job is None:
+        raise Conflict(
+            f"Only a failed import can be tried again; this version is {view.version.state}."
+        )
+    retried(session, retry(session, view.job.id, owner=owner))
 
 
 def _changeable(version: DatasetVersion) -> None:
@@ -290,12 +346,40 @@ def rejects_path(version: DatasetVersion, settings: Settings) -> Path:
     return LocalBlobs(settings.blobs).path(version.rejects_blob)
 
 
-def other_models(funnel: ImportFunnel, teacher_name: str | None) -> list[str]:
-    """Return the logged models that are not the project's teacher, by name; [] when none is set."""
-    if not teacher_name:
+def reject_lines(view: VersionView, settings: Settings, reason: str | None) -> dict[str, Any]:
+    """Return the first rejects of each reason as `examples`, and those of one as `rejects`."""
+    funnel = view.funnel
+    if funnel is None or view.version.rejects_blob is None:
+        return {"examples": {}, "rejects": [], "reason": None}
+    path = rejects_path(view.version, settings)
+    reasons = [*funnel.skipped, *funnel.quarantined]
+    reason = reason if reason in reasons else None
+    return {
+        "examples": queries.reject_examples(path, reasons),
+        "rejects": queries.rejects(path, reason=reason) if reason else [],
+        "reason": reason,
+    }
+
+
+def teacher_of(session: Session, project: Project) -> Checkpoint | None:
+    return session.get(Checkpoint, project.teacher_id) if project.teacher_id is not None else None
+
+
+def other_models(models: Iterable[str], teacher: Checkpoint | None) -> list[str]:
+    """Return the logged models that are not the project's teacher, by name; [] when none is set.
+
+    A log may know the teacher by its name here, or by that of its folder or repository.
+    """
+    if teacher is None:
         return []
-    wanted = teacher_name.rsplit("/", 1)[-1].lower()
-    return [name for name in funnel.models if name.rsplit("/", 1)[-1].lower() != wanted]
+    origin = teacher.origin
+    names = (teacher.name, origin.get("repo_id"), origin.get("path"))
+    known = {_plain(name) for name in names if name}
+    return [name for name in models if _plain(name) not in known]
+
+
+def _plain(name: str) -> str:
+    return name.rstrip("/").rsplit("/", 1)[-1].lower()
 
 
 def hash_upload(settings: Settings, key: str) -> str:
@@ -375,3 +459,44 @@ def retried(session: Session, again: Job) -> None:
         if again.kind == JobKind.IMPORT:
             version.state = "importing"
     session.flush()
+
+
+def import_choices(
+    session: Session,
+    project: Project,
+    settings: Settings,
+    *,
+    upload_ids: Collection[int],
+    known_ids: Collection[int],
+    again: DatasetVersion | None,
+) -> ImportChoices:
+    """Gather the uploads that wait for an import and, with `again`, those of a version.
+
+    An upload that the page did not know yet (`known_ids`) is chosen when it was understood.
+    """
+    before = list(again.import_spec["upload_ids"]) if again is not None else []
+    uploads = [
+        *queries.uploads_by_id(session, project.id, before),
+        *queries.open_uploads(session, project.id),
+    ]
+    reports = {u.id: InspectReport.model_validate(u.report) for u in uploads if u.report}
+
+    def is_chosen(upload: Upload) -> bool:
+        if upload.id not in reports:
+            return False
+        if upload.id in known_ids:
+            return upload.id in upload_ids
+        return upload.id in before if before else reports[upload.id].format is not None
+
+    return ImportChoices(
+        uploads=uploads,
+        stored={u.id: stored_bytes(settings, u) for u in uploads},
+        chosen=[upload for upload in uploads if is_chosen(upload)],
+        reports=reports,
+    )
+
+
+def stored_bytes(settings: Settings, upload: Upload) -> int:
+    """Return how much of an upload has arrived; 0 when its file is gone."""
+    path = upload_path(settings, upload.key)
+    return path.stat().st_size if path.is_file() else 0

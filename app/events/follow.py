@@ -23,7 +23,7 @@ class StreamEvent(NamedTuple):
     payload: dict[str, Any]
 
 
-Read = Callable[[str, int], Sequence[StreamEvent]]
+Read = Callable[[Sequence[str], int], Sequence[StreamEvent]]
 
 
 class Follower:
@@ -44,14 +44,18 @@ class Follower:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
 
-    async def follow(self, stream: str, after_id: int) -> AsyncIterator[StreamEvent]:
-        """Yield events above `after_id` for ever, waiting without a session between reads."""
+    async def follow(self, streams: Sequence[str], after_id: int) -> AsyncIterator[StreamEvent]:
+        """Yield events above `after_id` for ever, waiting without a session between reads.
+
+        Ids grow over all streams together, so one cursor serves several.
+        """
         woken = asyncio.Event()
-        self._waiting.setdefault(stream, set()).add(woken)
+        for stream in streams:
+            self._waiting.setdefault(stream, set()).add(woken)
         try:
             while True:
                 woken.clear()
-                events = await asyncio.to_thread(self._read, stream, after_id)
+                events = await asyncio.to_thread(self._read, streams, after_id)
                 for event in events:
                     after_id = event.id
                     yield event
@@ -59,9 +63,10 @@ class Follower:
                     with contextlib.suppress(TimeoutError):
                         await asyncio.wait_for(woken.wait(), POLL_SECONDS)
         finally:
-            self._waiting[stream].discard(woken)
-            if not self._waiting[stream]:
-                del self._waiting[stream]
+            for stream in streams:
+                self._waiting[stream].discard(woken)
+                if not self._waiting[stream]:
+                    del self._waiting[stream]
 
     async def _listen(self) -> None:
         while True:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from sqlalchemy import func, select
+from sqlalchemy import func, or_, select
 from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.orm import Session
 
@@ -12,24 +12,24 @@ PAGE = 500
 
 
 def events_after(
-    session: Session, stream: str, after_id: int, *, limit: int = PAGE
+    session: Session, streams: Sequence[str], after_id: int, *, limit: int = PAGE
 ) -> Sequence[RunEvent]:
-    """Return a stream's events with an id above `after_id`, oldest first."""
+    """Return the events of some streams with an id above `after_id`, oldest first."""
     return session.scalars(
         select(RunEvent)
-        .where(RunEvent.stream == stream, RunEvent.id > after_id)
+        .where(RunEvent.stream.in_(streams), RunEvent.id > after_id)
         .order_by(RunEvent.id)
         .limit(limit)
     ).all()
 
 
-def last_event_id(session: Session, stream: str) -> int:
+def last_event_id(session: Session, *streams: str) -> int:
     """Return where a page that renders the present state starts to follow."""
-    found = session.scalar(select(func.max(RunEvent.id)).where(RunEvent.stream == stream))
+    found = session.scalar(select(func.max(RunEvent.id)).where(RunEvent.stream.in_(streams)))
     return found or 0
 
 
-def log_lines(session: Session, streams: Sequence[str], *, limit: int = 200) -> Sequence[RunEvent]:
+def log_lines(session: Session, *streams: str, limit: int = 200) -> Sequence[RunEvent]:
     """Return the newest log events of some streams, oldest first."""
     rows = session.scalars(
         select(RunEvent)
@@ -53,6 +53,37 @@ def series(session: Session, job_ids: Sequence[int]) -> dict[str, list[tuple[int
     return found
 
 
+def thin_series(
+    session: Session, job_ids: Sequence[int], metrics: Sequence[str], *, points: int
+) -> dict[tuple[int, str], list[tuple[int, float]]]:
+    """Return (job, metric) → about `points` of its (step, value), the last among them.
+
+    Thinned by the database: many runs' curves on one page would else travel whole.
+    """
+    own = (MetricPoint.job_id, MetricPoint.metric)
+    numbered = (
+        select(
+            *own,
+            MetricPoint.step,
+            MetricPoint.value,
+            func.row_number().over(partition_by=own, order_by=MetricPoint.step).label("place"),
+            func.count().over(partition_by=own).label("total"),
+        )
+        .where(MetricPoint.job_id.in_(job_ids), MetricPoint.metric.in_(metrics))
+        .subquery()
+    )
+    stride = func.greatest(1, numbered.c.total / points)
+    rows = session.execute(
+        select(numbered.c.job_id, numbered.c.metric, numbered.c.step, numbered.c.value)
+        .where(or_((numbered.c.place - 1) % stride == 0, numbered.c.place == numbered.c.total))
+        .order_by(numbered.c.job_id, numbered.c.metric, numbered.c.step)
+    )
+    found: dict[tuple[int, str], list[tuple[int, float]]] = {}
+    for job_id, metric, step, value in rows:
+        found.setdefault((job_id, metric), []).append((step, value))
+    return found
+
+
 def latest(session: Session, job_ids: Sequence[int]) -> dict[str, tuple[int, float]]:
     """Return each metric's newest (step, value) over the given jobs."""
     rows = session.execute(
@@ -62,3 +93,14 @@ def latest(session: Session, job_ids: Sequence[int]) -> dict[str, tuple[int, flo
         .order_by(MetricPoint.metric, MetricPoint.step.desc())
     )
     return {metric: (step, value) for metric, step, value in rows}
+
+
+def latest_by_job(session: Session, job_ids: Sequence[int], metric: str) -> dict[int, float]:
+    """Return the newest value of one metric for each of some jobs."""
+    rows = session.execute(
+        select(MetricPoint.job_id, MetricPoint.value)
+        .where(MetricPoint.job_id.in_(job_ids), MetricPoint.metric == metric)
+        .ext(distinct_on(MetricPoint.job_id))
+        .order_by(MetricPoint.job_id, MetricPoint.step.desc())
+    )
+    return {row.job_id: row.value for row in rows}

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from app.jobs.models import Job, JobAttempt, JobDependency, Worker
 from app.jobs.service import NOW
+from app.metrics.formatting import size
 from app.specs.jobs import ACTIVE_STATES, TERMINAL_STATES, JobState
 
 SEEN_SECONDS = 30
@@ -59,6 +60,12 @@ class JobLine:
     """From the request to the start, or until now."""
     ran_seconds: float | None
     """From the first start to the end, or until now."""
+    retried: bool
+    """Whether a later job tries it again."""
+
+    @property
+    def can_retry(self) -> bool:
+        return self.job.state in (JobState.FAILED, JobState.CANCELLED) and not self.retried
 
     @property
     def shown_state(self) -> str:
@@ -84,6 +91,7 @@ class _Around:
     attempts: dict[int, tuple[str, int | None]] = field(default_factory=dict)
     busy: dict[str, list[str]] = field(default_factory=dict)
     heard: dict[str, int] = field(default_factory=dict)
+    retried: set[int | None] = field(default_factory=set)
 
 
 def _seconds(span: ColumnElement[Any]) -> ColumnElement[Any]:
@@ -176,6 +184,10 @@ def _around(session: Session, jobs: Sequence[Job]) -> _Around:
         )
         for job_id, title in needs:
             found.needs.setdefault(job_id, []).append(title)
+    ended = [job.id for job in jobs if job.state in (JobState.FAILED, JobState.CANCELLED)]
+    if ended:
+        children = session.scalars(select(Job.parent_id).where(Job.parent_id.in_(ended)))
+        found.retried = set(children)
     fences = [job.fence for job in jobs if job.fence is not None]
     if fences:
         attempts = session.execute(
@@ -199,6 +211,7 @@ def _line(
         worker=worker,
         waited_seconds=max(0.0, waited),
         ran_seconds=None if ran is None else max(0.0, float(ran)),
+        retried=job.id in around.retried,
     )
 
 
@@ -255,12 +268,18 @@ def _working(job: Job, resumed: int | None) -> str:
     parts = [job.phase.replace("_", " ").capitalize() if job.phase else "Starting"]
     progress = job.progress
     if progress and progress.get("total"):
-        unit = f" {progress['unit']}" if progress.get("unit") else ""
-        parts.append(f"{progress['done']:,} of {progress['total']:,}{unit}")
+        parts.append(progress_words(progress))
     if job.attempt > 1:
         place = f"from {resumed:,}" if resumed else "from the beginning"
         parts.append(f"attempt {job.attempt}, {place}")
     return "; ".join(parts)
+
+
+def progress_words(progress: dict[str, Any]) -> str:
+    done, total, unit = progress["done"], progress["total"], progress.get("unit")
+    if unit == "bytes":
+        return f"{size(done)} of {size(total)}"
+    return f"{done:,} of {total:,}{f' {unit}' if unit else ''}"
 
 
 def workers(session: Session) -> list[WorkerLine]:

@@ -169,9 +169,11 @@ def retry(
 
     It waits for what `depends_on` names, not for what the first one waited for.
     """
-    job = session.get(Job, job_id)
+    job = session.scalar(select(Job).where(Job.id == job_id).with_for_update())
     if job is None:
         raise NotFound(f"There is no job {job_id}.")
+    if session.scalar(select(Job.id).where(Job.parent_id == job_id)) is not None:
+        raise Conflict(f"“{job.title}” has been started again already.")
     if job.state not in (JobState.FAILED, JobState.CANCELLED):
         raise Conflict(f"Only a failed or cancelled job can be retried; this one is {job.state}.")
     again = Job(

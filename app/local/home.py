@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -13,33 +14,51 @@ from app.local.urls import write_servers
 from app.local.valkey import Valkey
 from app.settings import Settings
 
+LOCK = "lock"
+LOCK_PAUSE_SECONDS = 0.1
+
 
 class HomeInUseError(RuntimeError):
-    """Another `stillhouse up` serves this home."""
+    """Another command holds this home."""
 
 
 @dataclass
 class HomeLock:
-    """An flock on the home; it goes with the process, however that ends."""
+    """An flock on the home; it goes with the process, however that ends.
+
+    `doing` says to others what the holder does; `patience` is for how many seconds to wait for it.
+    """
 
     home: Path
+    doing: str = "being served"
+    patience: float = 1
     _file: TextIO | None = None
+
+    @staticmethod
+    def is_held(home: Path) -> bool:
+        """Return whether another command holds the home now."""
+        path = home / LOCK
+        if not path.exists():
+            return False
+        with path.open("a+") as handle:
+            return not _locked(handle)
 
     def __enter__(self) -> Self:
         self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        handle = (self.home / "lock").open("a+")
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            handle.seek(0)
-            holder = handle.read().strip() or "unknown"
-            handle.close()
-            raise HomeInUseError(
-                f"{self.home} is being served already (process {holder}): "
-                "stop that one with Ctrl-C, or choose another folder with --home."
-            ) from None
+        handle = (self.home / LOCK).open("a+")
+        deadline = time.monotonic() + self.patience
+        while not _locked(handle):
+            if time.monotonic() >= deadline:
+                handle.seek(0)
+                holder, _, doing = handle.read().strip().partition(" ")
+                handle.close()
+                raise HomeInUseError(
+                    f"{self.home} is {doing or 'in use'} already (process {holder or 'unknown'}): "
+                    "stop that one with Ctrl-C, or choose another folder with --home."
+                )
+            time.sleep(LOCK_PAUSE_SECONDS)
         handle.truncate(0)
-        handle.write(str(os.getpid()))
+        handle.write(f"{os.getpid()} {self.doing}")
         handle.flush()
         self._file = handle
         return self
@@ -52,6 +71,14 @@ class HomeLock:
     ) -> None:
         if self._file is not None:
             self._file.close()
+
+
+def _locked(handle: TextIO) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 class Servers:

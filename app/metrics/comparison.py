@@ -14,7 +14,14 @@ from app.metrics.statistics import (
     paired_difference,
     unpaired_difference,
 )
-from app.metrics.verdicts import Verdict, against_baseline, against_teacher, sentence
+from app.metrics.verdicts import (
+    Verdict,
+    against_baseline,
+    against_teacher,
+    sentence,
+    with_holm,
+    withheld_by_holm,
+)
 
 EvaluationRole = Literal[
     "teacher", "undistilled", "distilled", "labels_only", "sequence_level", "fine_tune"
@@ -23,9 +30,9 @@ EvaluationRole = Literal[
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One value of the table, in the metric's stored unit; None: no interval."""
+    """One value of the table, in the metric's stored unit; None: not measured, or no interval."""
 
-    value: float
+    value: float | None
     low: float | None
     high: float | None
     n: int
@@ -39,7 +46,7 @@ class Difference:
     a: str
     b: str
     metric: str
-    value: float
+    value: float | None
     low: float | None
     high: float | None
     n: int
@@ -56,9 +63,11 @@ class EvaluationRow:
     sums: dict[str, ClusterSums]
     set_version: int
     clusters_key: str
+    set_name: str = ""
+    """How people call the set, such as “traffic@3”."""
 
     def cells(self) -> dict[str, Cell]:
-        return {name: _cell(name, sums) for name, sums in self.sums.items()}
+        return {name: cell_of(name, sums) for name, sums in self.sums.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +80,25 @@ class Comparison:
     rows: tuple[EvaluationRow, ...]
     differences: tuple[Difference, ...]
     warnings: tuple[str, ...]
-    sentence: str
+    sentences: tuple[str, ...]
+    """On one run: against the teacher, against the baseline, and what the verdict is about."""
+
+    @property
+    def sentence(self) -> str:
+        return " ".join(self.sentences)
+
+    @property
+    def teacher(self) -> EvaluationRow | None:
+        return next((row for row in self.rows if row.role == "teacher"), None)
 
     def as_json(self) -> dict[str, Any]:
         """Return the shape of `runs compare --json`."""
         return {
             "deciding_metric": self.deciding_metric,
+            "tolerance": self.tolerance,
+            "baseline": self.baseline,
+            "sentence": self.sentence,
+            "warnings": list(self.warnings),
             "rows": [
                 {
                     "name": row.name,
@@ -112,11 +134,12 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _cell(name: str, sums: ClusterSums) -> Cell:
+def cell_of(name: str, sums: ClusterSums) -> Cell:
+    """Return the value of a metric with its interval."""
     e = level(sums, proportion=METRICS[name].percent)
     # No metric of an evaluation can be negative; rounding may leave a value just below 0.
     low = e.low if math.isnan(e.low) else min(e.value, max(0.0, e.low))
-    return Cell(e.value, _finite(low), _finite(e.high), sums.n, sums.excluded)
+    return Cell(_finite(e.value), _finite(low), _finite(e.high), sums.n, sums.excluded)
 
 
 def _estimate(metric: str, a: ClusterSums, b: ClusterSums) -> Estimate:
@@ -141,14 +164,15 @@ def _comparable(rows: Sequence[EvaluationRow]) -> tuple[list[EvaluationRow], lis
     kept, warnings = [], []
     for row in rows:
         if row.set_version != anchor.set_version:
+            ours, theirs = (r.set_name or f"set version {r.set_version}" for r in (row, anchor))
             warnings.append(
-                f"{row.name} is left out: it was evaluated on set version {row.set_version}, "
-                f"{anchor.name} on {anchor.set_version}. Evaluate it again on that version."
+                f"{row.name} is left out: it was evaluated on {ours}, {anchor.name} on {theirs}. "
+                "Evaluate it again on that version."
             )
         elif row.clusters_key != anchor.clusters_key:
             warnings.append(
                 f"{row.name} is left out: it was evaluated on other conversations than "
-                f"{anchor.name}. Evaluate it again on the same ones."
+                f"{anchor.name}, or against another truth. Evaluate it again on the same ones."
             )
         else:
             kept.append(row)
@@ -171,12 +195,14 @@ def _against(
             else against_teacher(metric, e, n, tolerance)
         )
         text = sentence((row.name, other.name), metric, e, n, verdict, tolerance or 0.0)
+        if withheld_by_holm(verdict, e):
+            text = with_holm(text, len(pairs))
         found.append(
             Difference(
                 row.name,
                 other.name,
                 metric,
-                e.value,
+                _finite(e.value),
                 _finite(e.low),
                 _finite(e.high),
                 n,
@@ -225,12 +251,12 @@ def compare(
 
 def _headline(
     runs: Sequence[EvaluationRow], found: Sequence[Difference], deciding_metric: str
-) -> str:
-    """Sentences on the first distilled run (else the first run), on the metric that decides."""
+) -> tuple[str, ...]:
+    """Return sentences on the first distilled run (else the first run), on what decides."""
     subject = next((r for r in runs if r.role == "distilled"), runs[0] if runs else None)
     if subject is None:
-        return "There is nothing to compare yet: no run has been evaluated."
+        return ("There is nothing to compare yet: no run has been evaluated.",)
     texts = [d.sentence for d in found if d.a == subject.name and d.metric == deciding_metric]
     if not texts:
-        return f"{subject.name} is not compared: there is no other row."
-    return " ".join((*texts, "The verdict is about this checkpoint; another seed may differ."))
+        return (f"{subject.name} is not compared: there is no other row.",)
+    return (*texts, "The verdict is about this checkpoint; another seed may differ.")

@@ -36,6 +36,8 @@ def metric_delta(name: str, value: float | None) -> str:
 
 
 def delta_interval(name: str, low: float | None, high: float | None) -> str:
+    if low is None or high is None:
+        return "no interval"
     return f"[{metric_delta(name, low)}, {metric_delta(name, high)}]"
 
 
@@ -57,19 +59,28 @@ def duration(seconds: float) -> str:
 
 def size(count: float) -> str:
     """Format bytes in binary units."""
-    unit = "B"
+    unit, digits = "B", 0
     for larger in ("KiB", "MiB", "GiB", "TiB"):
-        if count < 1024:  # noqa: PLR2004 - binary step
+        if round(count, digits) < 1024:  # noqa: PLR2004 - binary step, as it will be shown
             break
-        count, unit = count / 1024, larger
-    return f"{number(count, 0 if unit == 'B' else 1)} {unit}"
+        count, unit, digits = count / 1024, larger, 1
+    return f"{number(count, digits)} {unit}"
 
 
 def tokens(count: float) -> str:
     """Format `812`, `44.3 k` or `44.28 M`."""
-    if count < 10_000:  # noqa: PLR2004 - short enough to read whole
+    if round(count) < 10_000:  # noqa: PLR2004 - short enough to read whole
         return number(count)
-    return f"{number(count / 1e3, 1)} k" if count < 1e6 else f"{number(count / 1e6, 2)} M"  # noqa: PLR2004 - a million
+    if round(count / 1e3, 1) < 1e3:  # noqa: PLR2004 - a million, as it will be shown
+        return f"{number(count / 1e3, 1)} k"
+    return f"{number(count / 1e6, 2)} M"
+
+
+def parameters(count: float) -> str:
+    """Format parameter counts: `41,120`, `134.5 M`, `7.62 B`."""
+    if count < 1e6:  # noqa: PLR2004 - short enough to read whole
+        return number(count)
+    return f"{number(count / 1e6, 1)} M" if count < 999.95e6 else f"{number(count / 1e9, 2)} B"  # noqa: PLR2004 - what rounds to 1,000 M is a billion
 
 
 def compression(ratio: float) -> str:

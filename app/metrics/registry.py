@@ -17,6 +17,10 @@ class Metric:
     digits: int
     meaning: str
     percent: bool = False
+    judged: bool = True
+    """False: no verdict. Speeds are timed one after another, on a machine that may do more."""
+    counted: str = "conversations"
+    """What its n counts."""
 
     @property
     def scale(self) -> float:
@@ -41,7 +45,16 @@ _ALL = (
         percent=True,
     ),
     Metric("ece", "ECE", "", "lower", 3, "Expected calibration error of the top token"),
-    Metric("tokens_per_second", "Speed", "tokens/s", "higher", 0, "Generated tokens per second"),
+    Metric(
+        "tokens_per_second",
+        "Speed",
+        "tokens/s",
+        "higher",
+        0,
+        "Generated tokens per second",
+        judged=False,
+        counted="batches",
+    ),
     Metric("train/loss", "Training loss", "nats", "lower", 4, "Weighted loss per target token"),
     Metric("train/kd_loss", "KD loss", "nats", "lower", 4, "Bucket KL to the teacher, per token"),
     Metric("train/ce_loss", "CE loss", "nats", "lower", 4, "Cross-entropy per labelled token"),

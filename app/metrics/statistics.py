@@ -152,7 +152,13 @@ def _wilson(value: float, error: float, t: float) -> Estimate:
 def paired_difference(
     a: ClusterSums, b: ClusterSums, *, proportion: bool, confidence: float = 0.95
 ) -> Estimate:
-    """Return a − b on the same clusters; the clusters' contributions are differenced."""
+    """Return a − b on the same clusters; the clusters' contributions are differenced.
+
+    For a proportion two pseudo-observations, a win and a loss, join the variance (Bonett & Price
+    2012, clustered): with few clusters that differ the plain interval is too short, and one more
+    loss could shorten it. Each is as large as the largest difference of a cluster seen, and at
+    least one answer of each conversation in a cluster of mean size.
+    """
     if a.sums.shape != b.sums.shape:
         raise ValueError("a paired difference needs the same clusters in the same order")
     (va, ua), (vb, ub) = _residuals(a), _residuals(b)
@@ -161,11 +167,17 @@ def paired_difference(
     if groups < 2 or math.isnan(value):  # noqa: PLR2004 - a variance needs two clusters
         return Estimate(value, math.nan, math.nan)
     error = _error(ua - ub, groups)
-    quantile = t_quantile(confidence, groups - 1)
-    if proportion and error < 1e-12:  # noqa: PLR2004 - rounding of a zero variance
-        # No cluster differs from the rest: the exact bound for 0 of G, to either side.
-        error = clopper_pearson(0, groups, confidence)[1] / quantile
+    if proportion:
+        error = math.hypot(error, math.sqrt(2.0) * _pseudo(a, b, groups))
     return _around(value, error, groups - 1, confidence, 1.0 if proportion else math.inf)
+
+
+def _pseudo(a: ClusterSums, b: ClusterSums, groups: int) -> float:
+    """Return the size of a pseudo-observation, as a contribution to the difference."""
+    ca, cb = float(a.counts.sum()), float(b.counts.sum())
+    largest = float(np.abs(a.sums / ca - b.sums / cb).max())
+    conversations = max(1.0, min(a.n, b.n) / groups)
+    return max(largest, conversations / min(ca, cb))
 
 
 def unpaired_difference(a: ClusterSums, b: ClusterSums, *, confidence: float = 0.95) -> Estimate:
@@ -184,21 +196,6 @@ def _around(value: float, error: float, df: float, confidence: float, bound: flo
     half = t_quantile(confidence, df) * error
     p = (t_two_sided(value / error, df) if error else float(value == 0)) if value else 1.0
     return Estimate(value, max(value - half, -bound), min(value + half, bound), p)
-
-
-def difference_table(
-    sums: Floats, counts: Floats, baseline: int, confidence: float = 0.95
-) -> tuple[Floats, Floats, Floats]:
-    """Return value, low, high [E] of every evaluation minus the baseline; sums, counts [E, G]."""
-    totals = counts.sum(axis=1, keepdims=True)
-    values = sums.sum(axis=1, keepdims=True) / totals
-    parts = (sums - values * counts) / totals
-    parts = parts - parts[baseline]
-    groups = ((counts > 0) | (counts[baseline] > 0)).sum(axis=1)
-    errors = np.sqrt(groups / (groups - 1) * np.square(parts).sum(axis=1))
-    half = np.array([t_quantile(confidence, int(g) - 1) for g in groups]) * errors
-    delta = values[:, 0] - values[baseline, 0]
-    return delta, delta - half, delta + half
 
 
 def bootstrap_difference(

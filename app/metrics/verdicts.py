@@ -12,10 +12,14 @@ Verdict = Literal[
 ]
 
 
+def _has_verdict(metric: str) -> bool:
+    return METRICS[metric].judged and METRICS[metric].direction != "none"
+
+
 def against_baseline(metric: str, e: Estimate, n: int, adjusted_p: float) -> Verdict:
     """Better or worse when the interval leaves out 0 and Holm's p agrees."""
     direction = METRICS[metric].direction
-    if math.isnan(e.low) or direction == "none":
+    if math.isnan(e.low) or not _has_verdict(metric):
         return "not compared"
     if n < TOO_FEW:
         return "too few"
@@ -27,7 +31,7 @@ def against_baseline(metric: str, e: Estimate, n: int, adjusted_p: float) -> Ver
 def against_teacher(metric: str, e: Estimate, n: int, tolerance: float) -> Verdict:
     """Whole interval above −tolerance: within; wholly below: outside. Tolerance as shown."""
     direction = METRICS[metric].direction
-    if math.isnan(e.low) or direction == "none":
+    if math.isnan(e.low) or not _has_verdict(metric):
         return "not compared"
     if n < TOO_FEW:
         return "too few"
@@ -55,7 +59,8 @@ def sentence(
     if verdict == "too few":
         return f"n\u00a0{number(n)} is too few to compare {a} with {b}; at least 30 are needed."
     if verdict == "not compared":
-        return f"{a} and {b} are not compared on {label}: there is no interval."
+        why = "there is no interval" if math.isnan(e.low) else "it was measured at other times"
+        return f"{a} and {b} are not compared on {label}: {why}."
     figures = (
         f"{metric_delta(metric, e.value)}, 95\u00a0% interval {metric_delta(metric, e.low)} to "
         f"{metric_delta(metric, e.high)}, n\u00a0{number(n)}"
@@ -74,3 +79,16 @@ def sentence(
         rounded = round(more, 3 - len(str(more))) if more >= 1000 else more  # noqa: PLR2004 - three digits say enough
         text = f"{text[:-1]}; about {number(rounded)} more conversations would be needed."
     return text
+
+
+def withheld_by_holm(verdict: Verdict, e: Estimate) -> bool:
+    """Whether the interval leaves out 0, and only the number of comparisons forbids a verdict."""
+    return verdict == "no evidence" and not e.low <= 0 <= e.high
+
+
+def with_holm(text: str, comparisons: int) -> str:
+    """Add to a sentence why there is no verdict though its interval leaves out 0."""
+    return (
+        f"{text[:-1]}; the interval leaves out 0, but {comparisons} comparisons were made at once "
+        "and over all of them that is too little (Holm)."
+    )

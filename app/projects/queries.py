@@ -1,8 +1,8 @@
 """Read projects."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
-from sqlalchemy import select
+from sqlalchemy import column, select, table
 from sqlalchemy.orm import Session
 
 from app.projects.models import Project
@@ -22,4 +22,18 @@ def all_projects(session: Session, *, search: str = "") -> Sequence[Project]:
 
 def taken_slugs(session: Session, stem: str) -> set[str]:
     found = session.scalars(select(Project.slug).where(Project.slug.startswith(stem)))
+    return set(found)
+
+
+def checkpoints_among(session: Session, project_id: int, ids: Collection[int]) -> set[int]:
+    """Return which of these ids are checkpoints of the project.
+
+    Checkpoints know projects, not the reverse: their table is only named here, as in the keys.
+    """
+    checkpoints = table("checkpoints", column("id"), column("project_id"))
+    found = session.scalars(
+        select(checkpoints.c.id).where(
+            checkpoints.c.project_id == project_id, checkpoints.c.id.in_(ids)
+        )
+    )
     return set(found)

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from app.metrics.registry import DECIDING
 
 Goal = Literal["task_specialisation", "style_transfer", "cost_cut"]
+Role = Literal["teacher", "student"]
 GOALS: tuple[tuple[Goal, str, str], ...] = (
     ("task_specialisation", "Task specialisation", "One task of yours, as good as the teacher."),
     ("style_transfer", "Format or style transfer", "Its way to answer, in a smaller checkpoint."),
@@ -14,13 +15,11 @@ GOALS: tuple[tuple[Goal, str, str], ...] = (
 )
 
 
-class ProjectEdit(BaseModel):
-    """What may change later. Tolerance is in shown units: points for percentages."""
+class ProjectBasics(BaseModel):
+    """What a project is about. Tolerance is in shown units: points for percentages."""
 
     goal: Goal = "task_specialisation"
     description: str = Field(default="", max_length=2000)
-    teacher_id: int | None = None
-    student_id: int | None = None
     deciding_metric: str = "exact_match"
     tolerance: float = Field(default=2.0, ge=0, le=100, allow_inf_nan=False)
 
@@ -32,8 +31,18 @@ class ProjectEdit(BaseModel):
         return name
 
 
-class ProjectCreate(ProjectEdit):
+class ProjectCreate(ProjectBasics):
+    """A new project; its teacher and student come later, since checkpoints belong to a project."""
+
     name: str = Field(min_length=1, max_length=80)
+
+
+class ProjectEdit(ProjectBasics):
+    """What may change later. The address stays when the name changes; None keeps the name."""
+
+    name: str | None = Field(default=None, min_length=1, max_length=80)
+    teacher_id: int | None = None
+    student_id: int | None = None
 
 
 class ProjectOut(BaseModel):

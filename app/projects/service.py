@@ -9,7 +9,7 @@ from app.errors import InvalidInput, NotFound
 from app.metrics.registry import METRICS
 from app.projects import queries
 from app.projects.models import Project
-from app.projects.schemas import ProjectCreate, ProjectEdit
+from app.projects.schemas import ProjectBasics, ProjectCreate, ProjectEdit, Role
 
 RESERVED = frozenset({"new", "api"})
 
@@ -44,9 +44,8 @@ def create(session: Session, data: ProjectCreate, *, owner_id: int | None) -> Pr
     while slug in taken:
         number += 1
         slug = f"{stem}-{number}"
-    project = Project(slug=slug, name=data.name.strip(), owner_id=owner_id, last_run_number=0)
-    if not project.name:
-        raise InvalidInput("A project needs a name.", fields={"name": "Is needed."})
+    project = Project(slug=slug, owner_id=owner_id, last_run_number=0)
+    _rename(project, data.name)
     _fill(project, data)
     session.add(project)
     session.flush()
@@ -54,19 +53,53 @@ def create(session: Session, data: ProjectCreate, *, owner_id: int | None) -> Pr
 
 
 def edit(session: Session, project: Project, data: ProjectEdit) -> Project:
-    """Change goal, roles, deciding metric and tolerance."""
+    """Change name, goal, teacher and student, deciding metric and tolerance."""
+    _check_roles(session, project, data)
+    if data.name is not None:
+        _rename(project, data.name)
     _fill(project, data)
+    project.teacher_id, project.student_id = data.teacher_id, data.student_id
     session.flush()
     return project
 
 
-def _fill(project: Project, data: ProjectEdit) -> None:
+def use_as(session: Session, project: Project, role: Role, checkpoint_id: int) -> None:
+    """Give a checkpoint of the project a role; it leaves the other one if it had that."""
+    if not queries.checkpoints_among(session, project.id, [checkpoint_id]):
+        raise NotFound(f"This project has no checkpoint {checkpoint_id}.")
+    roles = {"teacher": project.teacher_id, "student": project.student_id}
+    kept = {name: held for name, held in roles.items() if held != checkpoint_id}
+    kept[role] = checkpoint_id
+    project.teacher_id, project.student_id = kept.get("teacher"), kept.get("student")
+    session.flush()
+
+
+def _rename(project: Project, name: str) -> None:
+    stripped = name.strip()
+    if not stripped:
+        raise InvalidInput("A project needs a name.", fields={"name": "Is needed."})
+    project.name = stripped
+
+
+def _check_roles(session: Session, project: Project, data: ProjectEdit) -> None:
+    """Raise InvalidInput when teacher and student are one, or of another project."""
     if data.teacher_id is not None and data.teacher_id == data.student_id:
         sentence = "Must be another checkpoint than the teacher."
         raise InvalidInput("Teacher and student are one.", fields={"student_id": sentence})
+    given = {"teacher_id": data.teacher_id, "student_id": data.student_id}
+    ids = [number for number in given.values() if number is not None]
+    here = queries.checkpoints_among(session, project.id, ids)
+    strange = {
+        name: f"This project has no checkpoint {number}."
+        for name, number in given.items()
+        if number is not None and number not in here
+    }
+    if strange:
+        raise InvalidInput("Choose checkpoints of this project.", fields=strange)
+
+
+def _fill(project: Project, data: ProjectBasics) -> None:
     project.goal = data.goal
     project.description = data.description
     project.deciding_metric = data.deciding_metric
     project.tolerance = stored_tolerance(data.deciding_metric, data.tolerance)
-    project.teacher_id = data.teacher_id
-    project.student_id = data.student_id

@@ -3,11 +3,11 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, cast
 
-from sqlalchemy import CTE, ColumnElement, Select, Subquery, case, func, literal, or_, select
+from sqlalchemy import ColumnElement, Select, Subquery, case, func, literal, or_, select
 from sqlalchemy.dialects.postgresql import aggregate_order_by, distinct_on
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy.orm import InstrumentedAttribute, Session, defer
 
 from app.accounts.models import User
 from app.events.models import RunEvent
@@ -82,18 +82,6 @@ class RunView:
         return next((p for p in self.phases if p.role == role), None)
 
 
-def _family(scope: Select[int]) -> CTE:
-    """Return (run_id, role, job_id) of the runs in `scope`, jobs that try one again included."""
-    first = select(RunJob.run_id, RunJob.role, RunJob.job_id).where(RunJob.run_id.in_(scope))
-    family = first.cte("family", recursive=True)
-    again = aliased(Job)
-    return family.union(
-        select(family.c.run_id, family.c.role, again.id).join(
-            again, again.parent_id == family.c.job_id
-        )
-    )
-
-
 def states(scope: Select[int]) -> Subquery:
     """Return (run_id, state) of the runs in `scope`: the one rule.
 
@@ -101,12 +89,12 @@ def states(scope: Select[int]) -> Subquery:
     state of its first open job, or cancelling when any of them is; else it failed, was cancelled,
     or succeeded, in this order.
     """
-    family = _family(scope)
     newest = (
-        select(family.c.run_id, family.c.role, Job.state, _place(family.c.role).label("place"))
-        .join(Job, Job.id == family.c.job_id)
-        .ext(distinct_on(family.c.run_id, family.c.role))
-        .order_by(family.c.run_id, family.c.role, Job.id.desc())
+        select(RunJob.run_id, RunJob.role, Job.state, _place(RunJob.role).label("place"))
+        .join(Job, Job.id == RunJob.job_id)
+        .where(RunJob.run_id.in_(scope))
+        .ext(distinct_on(RunJob.run_id, RunJob.role))
+        .order_by(RunJob.run_id, RunJob.role, Job.id.desc())
         .subquery()
     )
     is_open = newest.c.state.not_in(_TERMINAL)
@@ -130,7 +118,7 @@ def states(scope: Select[int]) -> Subquery:
     )
 
 
-def _place(role: ColumnElement[str]) -> ColumnElement[int]:
+def _place(role: InstrumentedAttribute[str]) -> ColumnElement[int]:
     return case({name: literal(place) for place, name in enumerate(PHASES)}, value=role, else_=9)
 
 
@@ -156,15 +144,17 @@ def with_phases(session: Session, rows: Sequence[Any]) -> list[RunView]:
 
 def phases_of(session: Session, run_ids: Sequence[int]) -> dict[int, tuple[RunPhase, ...]]:
     """Return each run's phases in order, in one query."""
-    family = _family(select(Run.id).where(Run.id.in_(run_ids)))
     rows = session.execute(
-        select(family.c.run_id, family.c.role, Job)
-        .join(Job, Job.id == family.c.job_id)
-        .order_by(family.c.run_id, _place(family.c.role), Job.id)
+        select(RunJob.run_id, RunJob.role, Job)
+        .join(Job, Job.id == RunJob.job_id)
+        .where(RunJob.run_id.in_(run_ids))
+        # An evaluation's result holds its sums by cluster: far more than a page shows.
+        .options(defer(Job.result), defer(Job.spec))
+        .order_by(RunJob.run_id, _place(RunJob.role), Job.id)
     )
     jobs: dict[int, dict[Phase, list[Job]]] = {run_id: {} for run_id in run_ids}
     for run_id, role, job in rows:
-        jobs[run_id].setdefault(role, []).append(job)
+        jobs[run_id].setdefault(cast("Phase", role), []).append(job)
     return {
         run_id: tuple(RunPhase(role, tuple(found)) for role, found in roles.items())
         for run_id, roles in jobs.items()
@@ -251,14 +241,45 @@ def attempts_of(session: Session, job_ids: Sequence[int]) -> Sequence[JobAttempt
     ).all()
 
 
-def succeeded_jobs(session: Session, kind: str, *, limit: int = 40) -> Sequence[Job]:
-    """Return the newest jobs of a kind that have a result: what estimates rest on."""
-    return session.scalars(
-        select(Job)
-        .where(Job.kind == kind, Job.state == JobState.SUCCEEDED, Job.result.is_not(None))
+AMOUNTS: dict[Phase, tuple[str, ...]] = {
+    "precompute": ("report", "new_rows"),
+    "train": ("tokens",),
+    "evaluate": ("report", "conversations"),
+}
+"""Where a job's result says how much it did; its seconds stand beside it."""
+
+
+@dataclass(frozen=True, slots=True)
+class PastJob:
+    """What a finished job did: for which checkpoint (or run), how much, in how long."""
+
+    checkpoint_id: int | None
+    run_id: int | None
+    amount: float
+    seconds: float
+
+
+def past_jobs(session: Session, kind: Phase, *, limit: int = 40) -> list[PastJob]:
+    """Return the newest jobs of a kind that did something: what estimates rest on."""
+    path = AMOUNTS[kind]
+    amount = Job.result[path].as_float()
+    seconds = Job.result[(*path[:-1], "seconds")].as_float()
+    teacher, checkpoint = Job.spec["teacher_id"], Job.spec["checkpoint_id"]
+    used = teacher if kind == "precompute" else checkpoint
+    rows = session.execute(
+        select(used.as_integer(), Job.spec["run_id"].as_integer(), amount, seconds)
+        .where(Job.kind == kind, Job.state == JobState.SUCCEEDED, amount > 0, seconds > 0)
         .order_by(Job.id.desc())
         .limit(limit)
-    ).all()
+    )
+    return [PastJob(*row) for row in rows]
+
+
+def training_speeds(session: Session, job_ids: Sequence[int]) -> dict[int, float]:
+    """Return the mean tokens per second of finished trainings."""
+    tokens, seconds = Job.result["tokens"].as_float(), Job.result["seconds"].as_float()
+    rows = session.execute(select(Job.id, tokens / seconds).where(Job.id.in_(job_ids), seconds > 0))
+    return {job_id: float(speed) for job_id, speed in rows}
 
 
 def thinned(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
@@ -334,7 +355,7 @@ def streams_of(view: RunView) -> list[str]:
 def log_of(session: Session, view: RunView, *, limit: int) -> list[LogLine]:
     """Return the newest log lines of a run's jobs, oldest first."""
     jobs = {job.id for phase in view.phases for job in phase.jobs}
-    events = log_lines(session, streams_of(view), limit=limit)
+    events = log_lines(session, *streams_of(view), limit=limit)
     return [log_line(event) for event in events if event.job_id in jobs]
 
 

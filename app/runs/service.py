@@ -40,9 +40,11 @@ def start(
     owner: str,
     owner_id: int | None = None,
     parent_id: int | None = None,
+    key: str | None = None,
 ) -> tuple[Run, Job]:
     """Freeze the spec as the project's next run and ask for its jobs; return run and training.
 
+    key: names this request, so that `started_before` finds its run.
     Raises Conflict with the reason and the mend when the spec cannot work.
     """
     check(session, project, spec)
@@ -81,10 +83,22 @@ def start(
             project_id=project.id,
             owner=owner,
             depends_on=needed,
+            idempotency_key=key,
         ),
     )
     link(session, run, training, "train")
     return run, training
+
+
+def started_before(session: Session, project: Project, key: str) -> Run | None:
+    """Return the run that a request of this key has started; waits for one that is under way."""
+    session.scalar(select(Project.id).where(Project.id == project.id).with_for_update())
+    return session.scalar(
+        select(Run)
+        .join(RunJob, RunJob.run_id == Run.id)
+        .join(Job, Job.id == RunJob.job_id)
+        .where(Job.project_id == project.id, Job.idempotency_key == key)
+    )
 
 
 def _ask_for_cache(session: Session, run: Run, spec: RunSpec, owner: str) -> Job:
@@ -274,11 +288,20 @@ def retry(session: Session, view: RunView, *, owner: str) -> list[Job]:
         if not state.terminal:  # a shared cache that another run asked for again
             before = [phase.job.id]
             continue
-        made.append(jobs_service.retry(session, phase.job.id, owner=owner, depends_on=before))
-        before = [made[-1].id]
+        again = jobs_service.retry(session, phase.job.id, owner=owner, depends_on=before)
+        _replace(session, phase.job, again)
+        made.append(again)
+        before = [again.id]
     if not made:
         raise Conflict(f"Every job of run #{view.run.number} has succeeded.")
     return made
+
+
+def _replace(session: Session, old: Job, again: Job) -> None:
+    """Let every run that needed a job need the one that tries it again."""
+    links = session.scalars(select(RunJob).where(RunJob.job_id == old.id)).all()
+    session.add_all(RunJob(run_id=e.run_id, job_id=again.id, role=e.role) for e in links)
+    session.flush()
 
 
 def trained(

@@ -154,6 +154,10 @@ BAND = (5.0, 20.0)
 """Compression in compute where distilling is known to pay."""
 
 
+def _times(ratio: float, less: str, more: str) -> str:
+    return f"{ratio:.1f}× {less}" if round(ratio, 1) >= 1 else f"{1 / ratio:.1f}× {more}"
+
+
 def compression(teacher: CheckpointCard, student: CheckpointCard) -> Compression:
     """Return teacher ÷ student in compute, total and bytes, judged by compute per token."""
     compute = teacher.parameters_compute / student.parameters_compute
@@ -161,11 +165,14 @@ def compression(teacher: CheckpointCard, student: CheckpointCard) -> Compression
     size = teacher.bytes / student.bytes
     low, high = BAND
     figures = (
-        f"{compute:.1f}× less compute per token, {total:.1f}× fewer parameters in total, "
-        f"{size:.1f}× fewer bytes"
+        f"{_times(compute, 'less compute', 'more compute')} per token, "
+        f"{_times(total, 'fewer parameters', 'more parameters')} in total, "
+        f"{_times(size, 'fewer bytes', 'more bytes')}"
     )
     rounded = round(compute, 1)
-    if rounded < low:
+    if rounded < 1:
+        verdict = "It computes more than the teacher: choose a smaller student."
+    elif rounded < low:
         verdict = f"Below {low:g}× in compute, quantising the teacher is simpler."
     elif rounded > high:
         verdict = f"Above {high:g}× in compute, expect a clear loss of quality."

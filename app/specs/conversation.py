@@ -39,6 +39,11 @@ class Message(Spec):
     flags: tuple[str, ...] = ()
     """Why a produced turn is off as a target: image, cut_answer, health_check, weight_0 …"""
 
+    @property
+    def characters(self) -> int:
+        """How long what it says is, tool calls included: known before any tokenizer is."""
+        return len(self.content) + sum(len(c.name) + len(c.arguments) for c in self.tool_calls)
+
 
 class Conversation(Spec):
     """A whole conversation after folding; `id` is the fingerprint of what it says."""
@@ -63,6 +68,10 @@ class Conversation(Spec):
     def has_reference(self) -> bool:
         return any(m.is_target and m.reference is not None for m in self.messages)
 
+    @property
+    def characters(self) -> int:
+        return sum(m.characters for m in self.messages)
+
 
 class Reject(Spec):
     """A record that became no call; `excerpt` is at most 200 characters, escaped by pages."""
@@ -72,6 +81,8 @@ class Reject(Spec):
     kind: Literal["skipped", "quarantined"]
     detail: str = ""
     excerpt: str = ""
+    source: str = ""
+    """The file's name, for people: with several files a line alone says little."""
 
 
 class ImportFunnel(Spec):
@@ -115,6 +126,19 @@ class RecordPreview(Spec):
     """Scalar fields by JSON path (or CSV column): what a reference column may be."""
 
 
+class FieldSeen(Spec):
+    """A scalar field of the first records: where a reference may be taken from."""
+
+    path: str
+    """JSON path (a.b.c) or CSV column, as an import takes it."""
+    filled: int
+    """In how many of the records seen it holds something."""
+    sample: str
+    """One of its values, at most 200 characters."""
+    likely: bool = False
+    """Its name says that it is ground truth (reference, label, expected …)."""
+
+
 class InspectReport(Spec):
     """What an upload looks like from its first records; nothing is stored yet."""
 
@@ -123,5 +147,10 @@ class InspectReport(Spec):
     """Why this format, or what was seen instead, in a sentence."""
     records_seen: int
     previews: tuple[RecordPreview, ...]
-    reference_candidates: tuple[str, ...] = ()
+    reference_candidates: tuple[FieldSeen, ...] = ()
+    """The likely ones first, then in the order in which they were seen."""
     models: dict[str, int] = Field(default_factory=dict)
+    calls: int = 0
+    """How many of the records seen would become calls; the rest is in `rejected` by reason."""
+    rejected: dict[str, int] = Field(default_factory=dict)
+    known_formats: tuple[FormatName, ...] = ()

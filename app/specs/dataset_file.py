@@ -16,10 +16,12 @@ COLUMNS = (
     "messages",
     "n_messages",
     "n_targets",
+    "n_turns",
+    "n_chars",
     "has_reference",
     "first_user",
 )
-"""Texts, but for the counts `n_messages` and `n_targets` and the truth value `has_reference`."""
+"""Texts, but for counts (`n_turns`: of user messages) and the truth value `has_reference`."""
 
 
 def _text(value: object) -> str:
@@ -39,6 +41,8 @@ def to_row(conversation: Conversation) -> dict[str, Any]:
         "messages": _text([m.model_dump(mode="json", exclude_defaults=True) for m in messages]),
         "n_messages": len(messages),
         "n_targets": sum(m.is_target for m in messages),
+        "n_turns": sum(m.role == "user" for m in messages),
+        "n_chars": conversation.characters,
         "has_reference": conversation.has_reference,
         "first_user": next((m.content for m in messages if m.role == "user"), ""),
     }

@@ -1,6 +1,6 @@
 """Dependencies of routes: the session, who is calling, what they may do."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Protocol
 
@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from app.db.hooks import Signal, take_signals
 from app.db.session import make_engine, make_session_factory
 from app.errors import Forbidden, NotSignedIn
-from app.events.follow import Follower, StreamEvent
+from app.events.follow import Follower, Read, StreamEvent
 from app.events.queries import events_after
 from app.security import csrf
 from app.security.permissions import Permission, Principal, allows
@@ -64,12 +64,12 @@ class Services:
         return cls(settings, engine, sessions, authenticate, broker, follower)
 
 
-def event_reader(factory: sessionmaker[Session]) -> Callable[[str, int], list[StreamEvent]]:
+def event_reader(factory: sessionmaker[Session]) -> Read:
     """Return how a follower reads: one short session a read, none while it waits."""
 
-    def read(stream: str, after_id: int) -> list[StreamEvent]:
+    def read(streams: Sequence[str], after_id: int) -> list[StreamEvent]:
         with factory() as session:
-            rows = events_after(session, stream, after_id)
+            rows = events_after(session, streams, after_id)
             return [StreamEvent(r.id, r.kind, r.job_id, r.payload) for r in rows]
 
     return read
@@ -90,9 +90,22 @@ def _session(request: Request) -> Iterator[Session]:
         except BaseException:
             session.rollback()
             raise
-        signals = take_signals(session)
-    if signals and parts.broker is not None:
-        parts.broker.send(signals)
+    send_signals(request, session)
+
+
+def commit_now(request: Request, session: Session) -> None:
+    """End the transaction in the middle of a request that then waits long (a body of hours).
+
+    The connection goes back to the pool; the session may be used again afterwards.
+    """
+    session.commit()
+    send_signals(request, session)
+
+
+def send_signals(request: Request, session: Session) -> None:
+    broker, signals = services(request).broker, take_signals(session)
+    if signals and broker is not None:
+        broker.send(signals)
 
 
 # scope="function" ends the dependency before the response is sent: a failed commit is an error.

@@ -43,6 +43,11 @@ def plural(count: int, one: str, many: str | None = None) -> str:
     return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 
+def capitalize_first(text: str) -> str:
+    """Return the text with its first letter large, the rest as it is."""
+    return text[:1].upper() + text[1:]
+
+
 def pretty_json(value: Any) -> str:
     """Indent JSON (a value, or text that may be JSON) for reading; other text stays as it is."""
     if isinstance(value, str):
@@ -71,6 +76,7 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "full_time": full_time,
     "short": short,
     "plural": plural,
+    "capitalize_first": capitalize_first,
     "pretty_json": pretty_json,
     "series": as_series,
 }

@@ -38,15 +38,17 @@ PROJECT = (
 ALL = (PROJECTS, *INSTALLATION, *PROJECT)
 
 
+def href(request: Request, route: str, **path: Any) -> str | None:
+    """Return the address of a named route, or None while no such route exists."""
+    try:
+        return str(request.app.url_path_for(route, **path))
+    except NoMatchFound:
+        return None
+
+
 def _links(request: Request, items: tuple[NavItem, ...], **path: Any) -> tuple[NavLink, ...]:
-    links = []
-    for item in items:
-        try:
-            href = request.app.url_path_for(item.route, **path)
-        except NoMatchFound:
-            continue
-        links.append(NavLink(item.key, item.label, item.icon, str(href)))
-    return tuple(links)
+    found = ((item, href(request, item.route, **path)) for item in items)
+    return tuple(NavLink(i.key, i.label, i.icon, link) for i, link in found if link is not None)
 
 
 def installation(request: Request) -> tuple[NavLink, ...]:

@@ -62,13 +62,12 @@ async def _next(events: AsyncIterator[StreamEvent]) -> StreamEvent:
 
 def event_stream(
     request: Request,
-    stream: str,
-    *,
+    *streams: str,
     after: int,
     still_allowed: Callable[[], bool],
     ends_on: frozenset[str] = frozenset(),
 ) -> EventSourceResponse:
-    """Answer with a stream's events: `id` is the row id, `event` its kind, `data` its payload.
+    """Answer with the events of streams: `id` is the row id, `event` its kind, `data` its payload.
 
     Ends on a kind in `ends_on` (sent last), when the client leaves, or when `still_allowed`
     (`deps.still_signed_in(request)`), asked every 30 seconds in a thread, says no.
@@ -78,7 +77,7 @@ def event_stream(
         raise RuntimeError("no follower: create_app was given no redis_url")
 
     async def events() -> AsyncIterator[ServerSentEvent]:
-        following = follower.follow(stream, replay_from(request, after))
+        following = follower.follow(streams, replay_from(request, after))
         async for event in checked(following, still_allowed):
             data = orjson.dumps({"job": event.job_id, **event.payload}).decode()
             yield ServerSentEvent(data=data, event=event.kind, id=str(event.id))

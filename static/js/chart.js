@@ -14,13 +14,21 @@ function css(name) {
   return colour;
 }
 
+function tick(value) {
+  if (value === null) return "";
+  const small = value !== 0 && Math.abs(value) < 0.001;
+  const text = small ? value.toExponential(1) : new Intl.NumberFormat("en", { maximumSignificantDigits: 4 }).format(value);
+  return text.replaceAll("-", "−");
+}
+
 class Chart {
   constructor(root) {
     this.root = root;
     this.plot = root.querySelector("[data-plot]");
     this.twin = root.querySelector("[data-twin]");
     this.digits = Number(root.dataset.digits);
-    this.series = JSON.parse(root.dataset.series).map((s) => ({ ...s, points: new Map(s.points) }));
+    this.source = root.dataset.series;
+    this.series = JSON.parse(this.source).map((s) => ({ ...s, points: new Map(s.points) }));
     this.uplot = null;
     this.pending = false;
     this.draw();
@@ -40,14 +48,15 @@ class Chart {
       width: Math.max(this.plot.clientWidth, 240),
       height: 240,
       scales: { x: { time: false }, y: log ? { distr: 3 } : {} },
-      axes: [{ ...axis }, { ...axis, size: 64 }],
+      axes: [{ ...axis }, { ...axis, size: 64, values: (_, ticks) => ticks.map(tick) }],
       series: [
         { label: this.root.dataset.x },
         ...this.series.map((s, i) => ({
           label: s.label,
-          stroke: css(`--s${(i % 6) + 1}`),
+          // A run keeps its colour in every chart and table of a page.
+          stroke: css(`--s${((s.colour ?? i) % 6) + 1}`),
           width: 1.5,
-          dash: DASHES[i % 6],
+          dash: DASHES[(s.colour ?? i) % 6],
           spanGaps: true,
           value: (_, value) => (value === null ? "—" : value.toFixed(this.digits).replace("-", "−")),
         })),
@@ -126,7 +135,8 @@ class Chart {
 
 function scan() {
   for (const [root, chart] of charts) {
-    if (!root.isConnected) {
+    // A morph keeps the element and may give it other curves.
+    if (!root.isConnected || root.dataset.series !== chart.source) {
       chart.close();
       charts.delete(root);
     }

@@ -33,7 +33,9 @@ document.addEventListener("input", (event) => {
 document.addEventListener(
   "close",
   (event) => {
-    if (event.target instanceof HTMLDialogElement && opener?.isConnected) opener.focus();
+    if (!(event.target instanceof HTMLDialogElement)) return;
+    if (opener?.isConnected) opener.focus();
+    if (event.target.matches("[data-modal]")) event.target.remove(); // else the next swap opens it
   },
   true,
 );

@@ -1,4 +1,5 @@
-// Keyboard: / search, j k rows, Enter opens, ? help. Off while typing, with modifiers, in dialogs.
+// Keyboard: / search, j k rows, Enter opens, ? help, and what a page marks with data-key (first in
+// the row in focus). Off while typing, with modifiers, in dialogs.
 import { openDialog } from "./dialogs.js";
 
 const TYPING = "input, textarea, select, [contenteditable], [role=textbox], [role=combobox], [role=listbox], [role=option]";
@@ -19,7 +20,7 @@ function rows() {
 
 function currentIndex(list) {
   const at = list.findIndex((row) => row.contains(document.activeElement));
-  return at >= 0 ? at : list.findIndex((row) => row.getAttribute("aria-selected") === "true");
+  return at >= 0 ? at : list.findIndex((row) => row.querySelector("[aria-current]"));
 }
 
 function focusRow(row) {
@@ -39,6 +40,15 @@ function move(step) {
   return true;
 }
 
+function press(key) {
+  const marked = `[data-key="${CSS.escape(key)}"]`;
+  const row = document.activeElement?.closest("[data-row]");
+  const outside = [...document.querySelectorAll(marked)].find((found) => !found.closest("[data-row]"));
+  const found = row?.querySelector(marked) ?? outside;
+  found?.click();
+  return Boolean(found);
+}
+
 const ACTIONS = {
   j: () => move(1),
   k: () => move(-1),
@@ -48,12 +58,31 @@ const ACTIONS = {
     search?.select();
     return Boolean(search);
   },
+  t: () => {
+    const other = document.querySelector("[data-views] a:not([aria-current])");
+    other?.click();
+    return Boolean(other);
+  },
   "?": () => {
     const help = document.getElementById("keys");
     if (help) openDialog(help);
     return Boolean(help);
   },
 };
+
+// The row whose panel is open keeps its mark, whether it was clicked or reached by j and k.
+document.addEventListener("click", (event) => {
+  const link = event.target.closest("[data-peek] [data-row] a[href]");
+  if (!link || event.ctrlKey || event.metaKey || event.shiftKey) return;
+  for (const other of link.closest("[data-rows]").querySelectorAll("a[aria-current]")) other.removeAttribute("aria-current");
+  link.setAttribute("aria-current", "true");
+});
+
+// Where the panel stands above the list, opening it brings it into view.
+document.addEventListener("htmx:after:swap", () => {
+  const peek = document.querySelector(".peek:has([data-peek-open])");
+  if (peek && peek.getBoundingClientRect().bottom < 0 && !matchMedia("(min-width: 1101px)").matches) peek.scrollIntoView();
+});
 
 document.addEventListener("keydown", (event) => {
   if (event.key === "Escape") {
@@ -66,5 +95,5 @@ document.addEventListener("keydown", (event) => {
     return;
   }
   if (keysAreOff(event)) return;
-  if (ACTIONS[event.key]?.()) event.preventDefault();
+  if (ACTIONS[event.key]?.() || (event.key.length === 1 && press(event.key))) event.preventDefault();
 });

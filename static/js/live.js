@@ -1,4 +1,6 @@
 // Parts that follow the page's event stream: progress bars, log lines, and the "Not live" note.
+import { size } from "./sizes.js";
+
 const LOST_AFTER = 10_000;
 const BACK_FOR = 6_000;
 let lostTimer = null;
@@ -18,12 +20,13 @@ function setProgress({ done, total, unit = "", eta_seconds: eta = null }) {
     bar.max = total || 1;
     bar.value = done;
     const number = new Intl.NumberFormat("en");
-    const left = eta === null ? "" : `, about ${words(eta)} left`;
-    holder.querySelector("[data-progress-text]").textContent = `${number.format(done)} of ${number.format(total)} ${unit}${left}`;
+    const words = unit === "bytes" ? `${size(done)} of ${size(total)}` : `${number.format(done)} of ${number.format(total)} ${unit}`;
+    const left = eta === null ? "" : `, about ${span(eta)} left`;
+    holder.querySelector("[data-progress-text]").textContent = `${words}${left}`;
   }
 }
 
-function words(seconds) {
+function span(seconds) {
   if (seconds < 90) return `${Math.round(seconds)} s`;
   const minutes = Math.round(seconds / 60);
   return minutes < 90 ? `${minutes} min` : `${Math.floor(minutes / 60)} h ${minutes % 60} min`;

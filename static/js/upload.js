@@ -1,15 +1,7 @@
 // Resumable uploads by tus from [data-upload]: several files, progress, pause, resume, retry.
+import { size } from "./sizes.js";
+
 const RETRIES = [0, 1000, 3000, 5000, 10_000, 20_000];
-const size = (bytes) => {
-  const units = ["B", "KiB", "MiB", "GiB", "TiB"];
-  let at = 0;
-  let value = bytes;
-  while (value >= 1024 && at < units.length - 1) {
-    value /= 1024;
-    at += 1;
-  }
-  return `${value.toFixed(at ? 1 : 0)} ${units[at]}`;
-};
 
 class Sending {
   constructor(root, file) {
@@ -69,6 +61,7 @@ class Sending {
 
   start() {
     this.running = true;
+    this.from = null;
     this.button.textContent = "Pause";
     this.upload.start();
   }
@@ -84,11 +77,33 @@ class Sending {
     this.bar.max = total || 1;
     this.bar.value = sent;
     const percent = total ? Math.floor((100 * sent) / total) : 100;
-    this.words.textContent = `${size(sent)} of ${size(total)}`;
+    this.words.textContent = `${size(sent)} of ${size(total)}${this.speed(sent, total)}`;
+    this.hideTwin();
     if (percent - (this.told ?? -10) >= 10) {
       this.told = percent;
       this.status.textContent = `${this.file.name}: ${percent} percent`;
     }
+  }
+
+  /** Words for the mean speed since the last start, and the time left at it. */
+  speed(sent, total) {
+    this.from ??= { sent, at: performance.now() };
+    const seconds = (performance.now() - this.from.at) / 1000;
+    const rate = (sent - this.from.sent) / seconds;
+    if (seconds < 2 || !(rate > 0)) return "";
+    const left = Math.ceil((total - sent) / rate);
+    const words = left < 90 ? `${left} s` : `${Math.round(left / 60)} min`;
+    return `, ${size(rate)}/s, about ${words} left`;
+  }
+
+  get key() {
+    return this.upload.url?.split("/").pop() ?? "";
+  }
+
+  /** The page's own list shows what the server holds: one row a file, ours while it is sent. */
+  hideTwin() {
+    const twin = this.key && document.querySelector(`[data-upload-row="${CSS.escape(this.key)}"]`);
+    if (twin) twin.hidden = !this.finished;
   }
 
   say(text) {
@@ -121,6 +136,14 @@ class Sending {
 }
 
 const sendings = new Map();
+
+// A list fetched anew: rows of files in hand hide again, and what the list shows as stored leaves ours.
+document.addEventListener("htmx:after:swap", () => {
+  for (const sending of [...sendings.values()].flat()) {
+    sending.hideTwin();
+    if (sending.finished && document.querySelector(`[data-upload-key="${CSS.escape(sending.key)}"]`)) sending.item.remove();
+  }
+});
 
 function take(root, files) {
   const list = sendings.get(root) ?? [];

@@ -142,6 +142,7 @@ def healthy(name: str, variables: dict[str, str], port: int | None = None) -> bo
     return done.returncode == 0
 
 
+@pytest.mark.slow
 def test_every_service_becomes_ready_with_only_its_own_packages_and_stops_when_asked(
     start: Callable[..., Running], empty_database: str, settings: Settings, tmp_path: Path
 ) -> None:

@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 from app.jobs.lease import Claim
 from app.settings import Settings
 from app.specs.jobs import JobKind
+from workers.distill.callbacks import Stopped
 from workers.job.child import run_child
 from workers.job.task import BodyContext, Inputs, UserError
 
@@ -57,8 +58,10 @@ class ProbeTask:
                 folder = context.workdir / f"step-{step}"
                 folder.mkdir(exist_ok=True)
                 calls.snapshot(step, folder, "0" * 64)
+            if calls.should_stop() and inputs.mode == "all_or_nothing":
+                raise Stopped("A part of it is no result.")
             if calls.should_stop():
-                return {"stopped_at": step}
+                return {"stopped_at": step, "gpu": os.environ.get("CUDA_VISIBLE_DEVICES")}  # noqa: TID251 - what the supervisor gave
         return {"stopped_at": None, "started_from": start}
 
     def publish(

@@ -15,8 +15,8 @@ from app.datasets import service as datasets
 from app.datasets.models import DatasetVersion
 from app.datasets.schemas import ImportRequest
 from app.db.session import make_engine, make_session_factory, transaction
-from app.demo.tickets import made_tickets
 from app.evaluations import service as evaluations
+from app.evaluations.schemas import Choice
 from app.events.queries import series
 from app.projects import service as projects
 from app.projects.models import Project
@@ -27,6 +27,7 @@ from app.specs.checkpoint import FolderSource, PruneSpec
 from app.specs.evaluation import EvaluationSpec
 from app.specs.training import Objective, RenderSpec, RunSpec, Schedule, TrainingSpec
 from app.teacher_cache.models import CacheSpaceRow
+from tests.support.traffic import REFERENCE_PATH, write_log
 from tests.support.workers import carry_out_all
 from tests.workers.distill.tiny import llama, tokenizer
 from workers.distill.checkpoints import save_checkpoint
@@ -42,34 +43,6 @@ def factory(own_database: str) -> Iterator[Factory]:
     engine = make_engine(own_database)
     yield make_session_factory(engine)
     engine.dispose()
-
-
-def write_log(path: Path) -> None:
-    """Write a chat log whose answers a model gave, a reference beside every third."""
-    lines = []
-    for n, conversation in enumerate(made_tickets(CONVERSATIONS, seed=3)):
-        system, user, answer = conversation.messages
-        record: dict[str, object] = {
-            "request": {
-                "model": "teacher",
-                "messages": [{"role": m.role, "content": m.content} for m in (system, user)],
-            },
-            "response": {
-                "model": "teacher",
-                "choices": [
-                    {
-                        "index": 0,
-                        "message": {"role": "assistant", "content": answer.content},
-                        "finish_reason": "stop",
-                    }
-                ],
-            },
-        }
-        if n % 3 == 0:
-            record["metadata"] = {"reference": answer.reference}
-        lines.append(json.dumps(record))
-    lines += ["{cut off", lines[0]]
-    path.write_text("\n".join(lines) + "\n")
 
 
 def upload(session: Session, project: Project, path: Path, settings: Settings) -> int:
@@ -97,7 +70,7 @@ def training(alpha: float, target: str = "logged") -> TrainingSpec:
 @pytest.mark.slow
 def test_a_log_becomes_a_comparison(factory: Factory, settings: Settings, tmp_path: Path) -> None:
     log = tmp_path / "traffic.jsonl"
-    write_log(log)
+    write_log(log, CONVERSATIONS)
     teacher_folder = tmp_path / "teacher"
     save_checkpoint(llama(), tokenizer(), teacher_folder)
 
@@ -113,7 +86,7 @@ def test_a_log_becomes_a_comparison(factory: Factory, settings: Settings, tmp_pa
 
     with transaction(factory) as session:
         wanted = ImportRequest(
-            dataset="traffic", upload_ids=[upload_id], reference_path="metadata.reference"
+            dataset="traffic", upload_ids=[upload_id], reference_path=REFERENCE_PATH
         )
         version = datasets.start_import(session, project, wanted, owner=OWNER)
         make = StudentMake(name="student", teacher_id=teacher.id, prune=PruneSpec(depth=1))
@@ -150,7 +123,9 @@ def test_a_log_becomes_a_comparison(factory: Factory, settings: Settings, tmp_pa
     carry_out_all(factory, settings)
 
     with transaction(factory) as session:
-        comparison = evaluations.compare_group(session, session.get_one(Project, project.id), None)
+        comparison = evaluations.compare_chosen(
+            session, session.get_one(Project, project.id), Choice()
+        )
         shown = json.loads(json.dumps(comparison.as_json(), allow_nan=False))
         space = session.scalars(select(CacheSpaceRow)).one()
         trained = session.scalars(

@@ -34,6 +34,10 @@ class Callbacks(Protocol):
         """Whether to finish the step in hand, save, and return."""
 
 
+class Stopped(Exception):
+    """`should_stop` said so, and what was computed until then is no result."""
+
+
 class Silent:
     """Callbacks that do nothing; `stop` may be set by a test."""
 

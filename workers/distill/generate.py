@@ -8,9 +8,15 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
-from workers.distill.callbacks import Callbacks
+from workers.distill.callbacks import Callbacks, Stopped
 from workers.distill.tokenizers import vocabulary_size
 
 _PROBABILITY_FLOOR = 1e-20
@@ -31,6 +37,14 @@ class Generation:
     batch_seconds: float
 
 
+class GenerationStopped(Stopped):
+    """Asked to stop; `answers` holds those of complete batches, by the prompt's index."""
+
+    def __init__(self, answers: dict[int, Generation]) -> None:
+        super().__init__(f"Stopped after {len(answers)} answers.")
+        self.answers = answers
+
+
 @torch.inference_mode()
 def generate(  # noqa: PLR0913 - a core's entry: inputs, knobs, callbacks
     model: Any,
@@ -48,6 +62,7 @@ def generate(  # noqa: PLR0913 - a core's entry: inputs, knobs, callbacks
 
     Temperature 0 is greedy. Above it each prompt draws from its own generator, seeded by `seed` and
     its place, so neither the batch size nor torch's global state changes an answer. Stops at EOS.
+    Errors: GenerationStopped within a token's time of `should_stop`.
     """
     model.eval()
     ends = end_ids(model, tokenizer)
@@ -58,8 +73,11 @@ def generate(  # noqa: PLR0913 - a core's entry: inputs, knobs, callbacks
         chosen = order[start : start + batch_size]
         draw = _Draw(temperature, [[seed, i] for i in chosen], vocabulary)
         started = clock()
-        answers = _batch(model, [prompts[i] for i in chosen], max_new_tokens, ends, draw)
+        stop = _Stop(callbacks)
+        answers = _batch(model, [prompts[i] for i in chosen], max_new_tokens, ends, (draw, stop))
         seconds = clock() - started
+        if stop.asked:
+            raise GenerationStopped(out)
         for index, row, logprobs in zip(chosen, answers, draw.logprobs, strict=True):
             out[index] = _generation(tokenizer, row, logprobs, ends, (number, seconds))
         callbacks.progress(len(out), len(prompts), "answers")
@@ -105,14 +123,28 @@ class _Draw(LogitsProcessor):
         return rows
 
 
+class _Stop(StoppingCriteria):
+    """Ends every row of a batch as soon as somebody asks: a batch may take minutes."""
+
+    def __init__(self, callbacks: Callbacks) -> None:
+        self._callbacks = callbacks
+        self.asked = False
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        del scores
+        self.asked = self.asked or self._callbacks.should_stop()
+        return torch.full((len(input_ids),), self.asked, device=input_ids.device)
+
+
 def _batch(
     model: Any,
     prompts: Sequence[NDArray[np.int32] | list[int]],
     max_new_tokens: int,
     ends: list[int],
-    draw: _Draw,
+    hooks: tuple[_Draw, _Stop],
 ) -> list[list[int]]:
     """Return the new ids of left-padded prompts, all of one length; what follows EOS is padding."""
+    draw, stop = hooks
     length = max(map(len, prompts))
     pad = ends[0] if ends else 0
     ids = np.full((len(prompts), length), pad, dtype=np.int64)
@@ -134,6 +166,7 @@ def _batch(
             pad_token_id=pad,
         ),
         logits_processor=LogitsProcessorList([draw]),
+        stopping_criteria=StoppingCriteriaList([stop]),
     )
     draw.observe(sequences)
     new: list[list[int]] = sequences[:, length:].tolist()

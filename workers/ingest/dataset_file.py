@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 from app.specs.conversation import Conversation
 from app.specs.dataset_file import COLUMNS, to_row
 
-_TYPES = {"n_messages": pa.int32(), "n_targets": pa.int32(), "has_reference": pa.bool_()}
+_COUNTS = ("n_messages", "n_targets", "n_turns", "n_chars")
+_TYPES = {**dict.fromkeys(_COUNTS, pa.int32()), "has_reference": pa.bool_()}
 SCHEMA = pa.schema([(name, _TYPES.get(name, pa.string())) for name in COLUMNS])
 _GROUP_ROWS = 1000
 _GROUP_CHARS = 8 << 20

@@ -1,16 +1,21 @@
 """What a record tells beside its messages: session, user, time, tags, and the reference."""
 
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from app.specs.conversation import FieldSeen
 from workers.ingest.jsontext import canonical, unpack
 
 _SESSIONS = ("session_id", "sessionId", "conversation_id", "conversationId", "thread_id", "session")
 _USERS = ("user_id", "userId", "user", "end_user")
 _TIMES = ("timestamp", "created_at", "start_time", "startTime", "time", "ts")
 _SECRET = re.compile(r"key|token|secret|passw|auth|cookie|(^|_)ip(_|$)|email", re.IGNORECASE)
-_MAX_TAGS, _MAX_TAG = 16, 200
+_TRUTH = re.compile(
+    r"reference|ground.?truth|gold|label|expected|correct|ideal|verified|final", re.IGNORECASE
+)
+_MAX_TAGS, _MAX_TAG, _MAX_FIELDS = 16, 200, 200
 
 
 def scalar(value: Any) -> str | None:
@@ -86,3 +91,36 @@ def scalars(value: Any, at: str = "", depth: int = 6) -> dict[str, str]:
         return found
     text = scalar(value)
     return {at: text[:_MAX_TAG]} if text is not None else {}
+
+
+def _whole_truths(value: Mapping[str, Any], paths: Iterable[str]) -> dict[str, str]:
+    """Return the objects whose name tells of truth: a reference may be a whole object too."""
+    found: dict[str, str] = {}
+    for path in paths:
+        keys = path.split(".")
+        for depth, key in enumerate(keys[:-1], 1):
+            whole = ".".join(keys[:depth])
+            if whole not in found and _TRUTH.search(key) and (text := reference_at(value, whole)):
+                found[whole] = text[:_MAX_TAG]
+    return found
+
+
+def fields_seen(values: Sequence[Mapping[str, Any]]) -> tuple[FieldSeen, ...]:
+    """Return the fields of the first records, those first whose name tells of truth."""
+    filled: Counter[str] = Counter()
+    samples: dict[str, str] = {}
+    for value in values:
+        texts = scalars(value)
+        for path, text in {**_whole_truths(value, texts), **texts}.items():
+            filled[path] += 1
+            samples.setdefault(path, text)
+    found = [
+        FieldSeen(
+            path=path,
+            filled=filled[path],
+            sample=text,
+            likely=bool(_TRUTH.search(path.rsplit(".", 1)[-1])),
+        )
+        for path, text in samples.items()
+    ]
+    return tuple(sorted(found, key=lambda field: not field.likely)[:_MAX_FIELDS])

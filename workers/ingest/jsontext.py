@@ -45,9 +45,9 @@ def decode(data: bytes) -> str:
         return data.decode("utf-8", "replace")
 
 
-def excerpt(data: bytes) -> str:
-    """Return the first 200 characters of a raw record, cleaned, for a reject."""
-    return clean(decode(data[: 4 * EXCERPT_CHARS]))[:EXCERPT_CHARS]
+def excerpt(data: bytes, chars: int = EXCERPT_CHARS) -> str:
+    """Return the first characters of a raw record, cleaned, for people."""
+    return clean(decode(data[: 4 * chars]))[:chars]
 
 
 def _level(value: object, limit: int) -> bool:

@@ -22,17 +22,18 @@ from app.specs.split import side
 from workers.ingest.callbacks import Progress, Quiet
 from workers.ingest.dataset_file import write_conversations
 from workers.ingest.errors import EmptyUpload, ImportStopped, MixedFormats, UnknownFormat
-from workers.ingest.facts import reference_at, scalars
+from workers.ingest.facts import fields_seen, reference_at, scalars
 from workers.ingest.fold import Folder
 from workers.ingest.funnel import FunnelCounts
 from workers.ingest.jsontext import excerpt
 from workers.ingest.reading import Outcome, read_records, reject
-from workers.ingest.registry import MIN_SCORE, detect, format_named
+from workers.ingest.registry import MIN_SCORE, detect, format_named, formats
 from workers.ingest.unpacking import Limits
 from workers.ingest.values import Format, LoggedCall, Record, Unusable, quarantined
 
 SAMPLE = 50
 PREVIEWS = 5
+_RAW_CHARS = 4000  # of a previewed record
 _TICK = 0.1  # seconds between two words to the callbacks
 CONVERSATIONS_FILE = "conversations.parquet"
 REJECTS_FILE = "rejects.jsonl"
@@ -95,7 +96,7 @@ def _preview(form: Format | None, outcome: Outcome) -> RecordPreview:
     if isinstance(outcome, Reject):
         return RecordPreview(line=outcome.line, raw=outcome.excerpt, reject=outcome)
     shown = RecordPreview(
-        line=outcome.line, raw=excerpt(outcome.raw), fields=scalars(outcome.value)
+        line=outcome.line, raw=excerpt(outcome.raw, _RAW_CHARS), fields=scalars(outcome.value)
     )
     if form is None:
         return shown
@@ -136,17 +137,19 @@ def inspect(paths: Sequence[Path], names: Sequence[str] | None = None) -> Inspec
     except UnknownFormat as error:
         reason = str(error)
     values = [item.value for item in sample if isinstance(item, Record)]
-    models: Counter[str] = Counter()
-    if form is not None:
-        calls = [understand(form, item) for item in sample]
-        models.update(c.model for c in calls if isinstance(c, LoggedCall) and c.model)
+    results = [item if form is None else understand(form, item) for item in sample]
+    calls = [item for item in results if isinstance(item, LoggedCall)]
+    rejected = Counter(item.reason for item in results if isinstance(item, Reject))
     return InspectReport(
         format=form.name if form is not None else None,
         reason=reason,
         records_seen=len(sample),
         previews=tuple(_preview(form, item) for item in _previewed(sample)),
-        reference_candidates=tuple(dict.fromkeys(key for v in values for key in scalars(v))),
-        models=dict(models),
+        reference_candidates=fields_seen(values),
+        models=dict(Counter(call.model for call in calls if call.model)),
+        calls=len(calls),
+        rejected=dict(rejected),
+        known_formats=tuple(formats()),
     )
 
 
@@ -176,25 +179,28 @@ class _Ticker:
 
 def _outcomes(
     paths: Sequence[Path], names: Sequence[str], ticker: _Ticker, limits: Limits | None
-) -> Iterator[Outcome]:
+) -> Iterator[tuple[str, Outcome]]:
+    """Yield each record with the name of its file."""
     for path, name in zip(paths, names, strict=True):
-        yield from read_records(path, name, limits=limits, on_position=ticker)
+        for outcome in read_records(path, name, limits=limits, on_position=ticker):
+            yield name, outcome
         ticker.next_file(path.stat().st_size)
 
 
 def _fill(
-    outcomes: Iterator[Outcome],
+    outcomes: Iterator[tuple[str, Outcome]],
     understood: Callable[[Outcome], LoggedCall | Reject],
     folder: Folder,
     rejects: Path,
 ) -> FunnelCounts:
     counts = FunnelCounts()
     with rejects.open("wb") as stream:
-        for outcome in outcomes:
+        for name, outcome in outcomes:
             result = understood(outcome)
             if isinstance(result, Reject):
                 counts.reject(result)
-                stream.write(orjson.dumps(result.model_dump(mode="json")) + b"\n")
+                told = result.model_copy(update={"source": name}).model_dump(mode="json")
+                stream.write(orjson.dumps(told) + b"\n")
             else:
                 counts.call(result, new=folder.add(result))
     return counts

@@ -53,8 +53,11 @@ def run_child(task: Task) -> int:
         callbacks.send(ErrorEvent(error=type(error).__name__, message=str(error)))
         return 1
     except Exception as error:  # noqa: BLE001 - the boundary: anything else is a bug with a trace
+        if callbacks.should_stop() and _has_base(error, "Stopped", "ImportStopped"):
+            return EXIT_STOPPED  # no result: the supervisor ends or releases the job
         traceback.print_exc()
-        callbacks.log(traceback.format_exc(limit=-6), "error")
+        if not _has_base(error, *NAMED):
+            callbacks.log(traceback.format_exc(limit=-6), "error")
         callbacks.send(_as_event(error))
         return 1
     callbacks.send(ResultEvent(payload=result))
@@ -63,6 +66,8 @@ def run_child(task: Task) -> int:
     return EXIT_STOPPED if callbacks.should_stop() else 0
 
 
+NAMED = ("DistillError", "IngestError")
+"""Errors of the cores: a sentence for a person, no bug, so no trace."""
 OUT_OF_MEMORY = (
     "The body ran out of memory. Take a smaller micro-batch, shorter conversations "
     "or a machine with more memory."
@@ -71,8 +76,7 @@ OUT_OF_MEMORY = (
 
 def _as_event(error: Exception) -> ErrorEvent:
     """Name what the cores name themselves; call the rest an internal error."""
-    named = any(base.__name__ in {"DistillError", "IngestError"} for base in type(error).__mro__)
-    if named:
+    if _has_base(error, *NAMED):
         return ErrorEvent(error=type(error).__name__, message=str(error))
     text = str(error)
     if "out of memory" in text.lower():
@@ -81,3 +85,8 @@ def _as_event(error: Exception) -> ErrorEvent:
         message = f"The disk is full: {text}. Free space, then retry."
         return ErrorEvent(error="disk_full", message=message)
     return ErrorEvent(error=type(error).__name__, message=f"{type(error).__name__}: {text}")
+
+
+def _has_base(error: Exception, *names: str) -> bool:
+    """By name, since importing the cores loads torch, and each task needs only its own."""
+    return any(base.__name__ in names for base in type(error).__mro__)

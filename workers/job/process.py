@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from app.specs.base import Spec
 from app.specs.events import BODY_EVENT
+from workers.job.gpu import GpuLock
 
 STDERR_LINES = 40
 
@@ -24,7 +25,14 @@ STDERR_LINES = 40
 class Child:
     """Spawned from the supervisor's main thread; the whole group is killed, never a part."""
 
-    def __init__(self, command: Sequence[str], request: dict[str, Any], *, root: Path) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        request: dict[str, Any],
+        *,
+        root: Path,
+        gpu: GpuLock | None = None,
+    ) -> None:
         life_read, self._life_write = os.pipe()
         os.set_inheritable(life_read, True)
         self.events: queue.SimpleQueue[Spec | None] = queue.SimpleQueue()
@@ -35,7 +43,8 @@ class Child:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
-            pass_fds=(life_read,),
+            pass_fds=(life_read, gpu.descriptor) if gpu else (life_read,),
+            env={**os.environ, "CUDA_VISIBLE_DEVICES": gpu.uuid} if gpu else None,  # noqa: TID251 - the child's own
             cwd=root,
         )
         os.close(life_read)

@@ -26,6 +26,7 @@ from app.settings import Settings
 from app.specs.base import Spec
 from app.specs.events import ErrorEvent, ResultEvent
 from app.specs.jobs import Queue
+from workers.job.gpu import GpuLock, take_gpu
 from workers.job.process import Child
 from workers.job.task import Task
 from workers.sinks import EventRows
@@ -40,7 +41,10 @@ log = structlog.get_logger()
 
 @dataclass
 class Supervisor:
-    """One worker's hands. `should_drain` tells that it was asked to go."""
+    """One worker's hands. `should_drain` tells that it was asked to go.
+
+    Where `gpus` names cards, a job is claimed only with one of them locked.
+    """
 
     task_of: Callable[[str], Task]
     factory: sessionmaker[Session]
@@ -51,9 +55,20 @@ class Supervisor:
     should_drain: Callable[[], bool] = lambda: False
     child_module: str = "workers.tasks"
     host: str = field(default_factory=socket.gethostname)
+    gpus: tuple[str, ...] = ()
 
     def run_next(self) -> bool:
-        """Claim and carry out one job; False when there was none."""
+        """Claim and carry out one job; False when there was none, or no free graphics card."""
+        if not self.gpus:
+            return self._run_next(None)
+        lock = take_gpu(self.gpus, self.settings.lock_dir)
+        if lock is None:
+            log.info("no_free_gpu", gpus=len(self.gpus))
+            return False
+        with lock:
+            return self._run_next(lock)
+
+    def _run_next(self, gpu: GpuLock | None) -> bool:
         with transaction(self.factory) as session:
             held = lease.claim(
                 session,
@@ -75,7 +90,7 @@ class Supervisor:
         with structlog.contextvars.bound_contextvars(job=held.job_id, fence=held.fence):
             log.info("job_claimed", kind=held.kind, attempt=held.attempt)
             try:
-                JobHand(self, held).carry_out()
+                JobHand(self, held, gpu).carry_out()
             except Fenced as error:
                 log.warning("job_fenced", error=str(error))
         with transaction(self.factory) as session:
@@ -86,9 +101,10 @@ class Supervisor:
 class JobHand:
     """One attempt of one job, from claim to finish."""
 
-    def __init__(self, supervisor: Supervisor, held: Claim) -> None:
+    def __init__(self, supervisor: Supervisor, held: Claim, gpu: GpuLock | None) -> None:
         self.sup = supervisor
         self.held = held
+        self.gpu = gpu
         self.task = supervisor.task_of(held.kind)
         self.rows = EventRows(held, self._publish)
         self.workdir = supervisor.settings.work.absolute() / str(held.fence)
@@ -111,7 +127,7 @@ class JobHand:
             self._fail(ErrorEvent(error=type(error).__name__, message=error.message))
             return
         command = [sys.executable, "-m", self.sup.child_module, self.held.kind]
-        child = Child(command, self._request(inputs), root=ROOT)
+        child = Child(command, self._request(inputs), root=ROOT, gpu=self.gpu)
         try:
             self._watch(child)
             code = child.process.wait()

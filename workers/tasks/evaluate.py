@@ -13,7 +13,7 @@ from app.runs.models import Run
 from app.settings import Settings
 from app.specs.evaluation import EvaluationReport
 from app.specs.jobs import EvaluateJob, JobKind
-from workers.distill.checkpoints import load_model
+from workers.distill.checkpoints import compute_device, load_model
 from workers.distill.evaluation.run import run_evaluation
 from workers.distill.tokenizers import load_tokenizer
 from workers.job.task import BodyContext, Inputs, Task
@@ -53,8 +53,9 @@ class EvaluateTask(NoParts):
         context.callbacks.phase("load")
         spec, folder = inputs.job.evaluation, Path(inputs.checkpoint)
         conversations = read_conversations(inputs.conversations, (spec.split,))
-        model = load_model(folder)
-        teacher = load_model(Path(inputs.teacher)) if inputs.teacher else None
+        device = compute_device()
+        model = load_model(folder).to(device)
+        teacher = load_model(Path(inputs.teacher)).to(device) if inputs.teacher else None
         out = context.workdir / "examples.parquet"
         context.callbacks.phase("evaluate")
         report = run_evaluation(

@@ -16,8 +16,8 @@ from app.settings import Settings
 from app.specs.conversation import Message
 from app.specs.jobs import GenerateJob, JobKind
 from app.specs.training import RenderSpec
-from workers.distill.checkpoints import load_model
-from workers.distill.generate import generate
+from workers.distill.checkpoints import compute_device, load_model
+from workers.distill.generate import Generation, GenerationStopped, generate
 from workers.distill.rendering import Renderer
 from workers.distill.tokenizers import load_tokenizer
 from workers.job.task import BodyContext, Inputs, Task, UserError
@@ -54,23 +54,28 @@ class GenerateTask(NoParts):
         renderer = Renderer(tokenizer, RenderSpec())
         prompts = [renderer.render_prompt(_messages(r), r.get("tools", ())) for r in requests]
         context.callbacks.phase("generate")
-        answers = generate(
-            load_model(folder),
-            tokenizer,
-            prompts,
-            max_new_tokens=job.max_new_tokens,
-            batch_size=job.batch_size,
-            callbacks=context.callbacks,
-            temperature=job.temperature,
-            seed=job.seed,
-        )
+        try:
+            made = generate(
+                load_model(folder).to(compute_device()),
+                tokenizer,
+                prompts,
+                max_new_tokens=job.max_new_tokens,
+                batch_size=job.batch_size,
+                callbacks=context.callbacks,
+                temperature=job.temperature,
+                seed=job.seed,
+            )
+            answers = dict(enumerate(made))
+        except GenerationStopped as stopped:
+            answers = stopped.answers
+            if not answers:
+                raise
+            found = f"Stopped: {len(answers)} of {len(prompts)} prompts are answered."
+            context.callbacks.log(found, "warning")
         out = context.workdir / "answers.jsonl"
         with out.open("wb") as file:
-            for request, answer in zip(requests, answers, strict=True):
-                message = {"role": "assistant", "content": answer.text}
-                choice = {"index": 0, "message": message, "finish_reason": answer.finish_reason}
-                response = {"model": inputs.model, "choices": [choice]}
-                file.write(orjson.dumps({"request": request, "response": response}) + b"\n")
+            for index in sorted(answers):
+                file.write(_line(requests[index], answers[index], inputs.model))
         return {"file": str(out.absolute()), "answers": len(answers)}
 
     def apply(
@@ -78,6 +83,13 @@ class GenerateTask(NoParts):
     ) -> None:
         upload_id = GenerateJob.model_validate(held.spec).output_upload_id
         datasets.fill_upload(session, upload_id, Path(result["file"]), settings)
+
+
+def _line(request: dict[str, Any], answer: Generation, model: str) -> bytes:
+    message = {"role": "assistant", "content": answer.text}
+    choice = {"index": 0, "message": message, "finish_reason": answer.finish_reason}
+    response = {"model": model, "choices": [choice]}
+    return orjson.dumps({"request": request, "response": response}) + b"\n"
 
 
 def _lines(path: str) -> list[bytes]:

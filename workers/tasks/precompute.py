@@ -12,7 +12,7 @@ from app.specs.jobs import JobKind, PrecomputeJob
 from app.specs.teacher import CacheReport, CacheSpace
 from app.teacher_cache import service
 from workers.distill.capture import capture, check_faithfulness
-from workers.distill.checkpoints import load_model
+from workers.distill.checkpoints import compute_device, load_model
 from workers.distill.rendering import Renderer
 from workers.distill.teachers import LocalTeacher
 from workers.distill.tokenizers import load_tokenizer
@@ -55,7 +55,9 @@ class PrecomputeTask:
         rendered = Renderer(tokenizer, inputs.job.render).render_all(conversations)
         for reason, count in rendered.skipped.items():
             calls.log(f"{count} conversations left out: {reason}", "warning")
-        teacher = LocalTeacher(load_model(Path(inputs.teacher)), inputs.space.vocabulary)
+        teacher = LocalTeacher(
+            load_model(Path(inputs.teacher)).to(compute_device()), inputs.space.vocabulary
+        )
         calls.phase("capture")
         report, made = capture(
             rendered.rendered,

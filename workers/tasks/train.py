@@ -1,6 +1,6 @@
 """Train a run's student; the result becomes a checkpoint of the project."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,33 +10,26 @@ from app.jobs.lease import Claim
 from app.runs import service as runs
 from app.settings import Settings
 from app.specs.checkpoint import CheckpointCard
-from app.specs.conversation import Conversation
 from app.specs.jobs import JobKind, TrainJob
 from app.teacher_cache import service as cache
 from workers.distill.batches import BatchSource, Collator
-from workers.distill.callbacks import Callbacks
-from workers.distill.checkpoints import load_model, read_card, save_checkpoint
-from workers.distill.errors import TokenizerError
+from workers.distill.checkpoints import compute_device, load_model, read_card, save_checkpoint
 from workers.distill.rendering import Renderer
 from workers.distill.teacher_shards import ShardLookup
-from workers.distill.tokenizers import load_tokenizer, tokenizer_verdict, vocabulary_size
+from workers.distill.tokenizers import load_tokenizer, vocabulary_size
 from workers.distill.trainer import train
 from workers.job.task import BodyContext, Inputs, Task
 from workers.tasks.sets import NoParts, checkpoint_folder, read_conversations, version_path
-
-PROBES = 64
-"""Conversations whose texts both tokenizers encode before training starts."""
+from workers.tasks.teaching import Pair, pair_of, require_same_ids
 
 
 class TrainInputs(Inputs):
     job: TrainJob
     student: str
-    teacher: str | None
-    """Given where its rows are trained on: the tokenizers are then compared on real texts."""
-    embedding_rows: tuple[int, int]
-    """The teacher's and the student's, padding included."""
     conversations: str
     shards: tuple[str, ...]
+    pair: Pair | None
+    """Given where the objective uses teacher rows."""
     licence: str | None
     """The student's: what is trained from it stays under it."""
 
@@ -48,21 +41,19 @@ class TrainTask(NoParts):
     def load(self, session: Session, spec: Mapping[str, Any], settings: Settings) -> Inputs:
         job = TrainJob.model_validate(spec)
         student, student_card = checkpoint_folder(session, job.run.student_id, settings)
-        rows = (student_card.vocabulary, student_card.vocabulary)
         shards: list[Path] = []
-        teacher = None
+        pair: Pair | None = None
         if job.run.training.objective.needs_teacher and job.run.teacher_id is not None:
-            teacher, card = checkpoint_folder(session, job.run.teacher_id, settings)
-            rows = (card.vocabulary, rows[1])
-            space = cache.space_of(card, job.run.capture)
+            teacher = checkpoint_folder(session, job.run.teacher_id, settings)
+            space = cache.space_of(teacher[1], job.run.capture)
             shards = cache.shard_paths(session, space.address, settings)
+            pair = pair_of(teacher, (student, student_card))
         return TrainInputs(
             job=job,
             student=student,
-            teacher=teacher,
-            embedding_rows=rows,
             conversations=version_path(session, job.run.dataset_version_id, settings),
             shards=tuple(str(path) for path in shards),
+            pair=pair,
             licence=student_card.licence,
         )
 
@@ -70,14 +61,11 @@ class TrainTask(NoParts):
         calls, spec = context.callbacks, inputs.job.run.training
         calls.phase("load")
         folder = Path(inputs.student)
-        tokenizer, model = load_tokenizer(folder), load_model(folder)
+        tokenizer, model = load_tokenizer(folder), load_model(folder).to(compute_device())
         renderer = Renderer(tokenizer, spec.render)
-        read = {
-            split: read_conversations(inputs.conversations, (split,))
-            for split in ("train", "validation")
-        }
-        if inputs.teacher is not None:
-            assert_same_ids(inputs, read["train"], calls)
+        read = {s: read_conversations(inputs.conversations, (s,)) for s in ("train", "validation")}
+        if inputs.pair is not None:
+            require_same_ids(inputs.pair, read["train"], calls)
         sets = {split: renderer.render_all(found).rendered for split, found in read.items()}
         lookup = ShardLookup([Path(p) for p in inputs.shards], inputs.job.run.capture.temperatures)
         with lookup:
@@ -118,26 +106,6 @@ class TrainTask(NoParts):
     ) -> None:
         card = CheckpointCard.model_validate(result["card"])
         runs.trained(session, held.spec["run_id"], card, Path(result["folder"]), settings)
-
-
-def assert_same_ids(
-    inputs: TrainInputs, conversations: Sequence[Conversation], calls: Callbacks
-) -> None:
-    """Compare two tokenizers on the project's own texts. Errors: TokenizerError with the verdict.
-
-    The web compared their fingerprints when the run was started; this is the proof.
-    """
-    probes = [m.content for c in conversations[:PROBES] for m in c.messages if m.content]
-    verdict = tokenizer_verdict(
-        load_tokenizer(Path(inputs.teacher or inputs.student)),
-        load_tokenizer(Path(inputs.student)),
-        probes=probes,
-        teacher_vocabulary=inputs.embedding_rows[0],
-        student_vocabulary=inputs.embedding_rows[1],
-    )
-    if not verdict.logits_allowed:
-        raise TokenizerError(verdict.sentence)
-    calls.log(verdict.sentence)
 
 
 TASKS: dict[JobKind, Task] = {JobKind.TRAIN: TrainTask()}

@@ -27,6 +27,7 @@ from app.logs import configure_logs
 from app.specs.jobs import Queue
 from workers.celery_app import build
 from workers.job.child import PR_SET_PDEATHSIG
+from workers.job.gpu import visible_gpus
 from workers.job.supervisor import Supervisor
 from workers.tasks.registry import task_of
 
@@ -90,6 +91,7 @@ def _supervisor(queue: Queue) -> Supervisor:
         queue=queue,
         worker=f"{queue}@{socket.gethostname()}:{os.getpid()}",
         should_drain=_drain.is_set,
+        gpus=visible_gpus(settings) if queue == Queue.GPU else (),
     )
 
 

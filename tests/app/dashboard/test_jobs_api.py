@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import pytest
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
@@ -17,14 +18,14 @@ from app.jobs.service import JobRequest, enqueue
 from app.projects import service as projects
 from app.projects.models import Project
 from app.projects.schemas import ProjectCreate
-from app.runs.models import Run, RunJob
 from app.specs.base import Spec
 from app.specs.checkpoint import HubSource
 from app.specs.evaluation import EvaluationSpec
 from app.specs.events import ErrorEvent
-from app.specs.jobs import EvaluateJob, FreezeJob, ImportJob, JobKind, Queue
+from app.specs.jobs import EvaluateJob, FreezeJob, ImportJob, JobKind, JobState, Queue
 from app.specs.training import RenderSpec
 from app.web.deps import Services
+from tests.support import seeds
 
 JOBS = "/api/v1/jobs"
 HUB = HubSource(repo_id="owner/big")
@@ -107,7 +108,6 @@ def test_a_retry_lets_the_new_job_fill_the_checkpoint(
     with parts.sessions.begin() as session:
         row = register(session, project, parts)
         fail(session)
-        checkpoints.failed(session, row.id, "It broke.")
     answer = api_client.post(f"{JOBS}/{row.job_id}/retry")
     assert answer.status_code == 201
     again = answer.json()
@@ -179,21 +179,18 @@ def test_a_retry_of_an_evaluation_makes_it_pending(
         assert (found.state, found.job_id) == ("pending", again["id"])
 
 
-def test_a_job_of_a_run_is_retried_with_its_run(
+def test_a_job_of_a_run_starts_the_whole_run_again(
     api_client: TestClient, parts: Services, project: Project
 ) -> None:
     with parts.sessions.begin() as session:
-        job = ask(session, project, JobKind.FREEZE, FreezeJob(dataset_version_id=1))
-        fail(session)
-        run = Run(
-            project_id=project.id, number=3, name="kd", role="distilled", spec={}, spec_hash=""
-        )
-        session.add(run)
-        session.flush()
-        session.add(RunJob(run_id=run.id, job_id=job.id, role="train"))
+        run = seeds.run(session, project, 3, state=JobState.FAILED)
+        job = session.scalar(select(Job).where(Job.stream == f"run:{run.id}"))
+        assert job is not None
     answer = api_client.post(f"{JOBS}/{job.id}/retry")
-    assert answer.status_code == 409
-    assert "run #3 “kd”" in answer.json()["message"]
+    assert answer.status_code == 201
+    assert (answer.json()["parent_id"], answer.json()["state"]) == (job.id, "queued")
+    assert api_client.get("/api/v1/projects/routing/runs/3").json()["state"] == "queued"
+    assert api_client.post(f"{JOBS}/{job.id}/retry").status_code == 409
 
 
 def test_the_list_takes_the_same_queries_however_long(

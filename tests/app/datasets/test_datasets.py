@@ -1,19 +1,16 @@
 """Uploads, imports and freezes through the services and the task adapters, on the database."""
 
-import io
-import json
 from pathlib import Path
 
 import pytest
 from sqlalchemy import event, select
 from sqlalchemy.orm import Session
 
+from app.checkpoints.models import Checkpoint
 from app.datasets import queries, service
-from app.datasets.models import DatasetVersion, Upload
 from app.datasets.schemas import ConversationFilter, ImportRequest
 from app.errors import Conflict, NotFound, PayloadTooLarge
 from app.jobs import service as jobs
-from app.jobs.lease import Claim
 from app.jobs.models import Job
 from app.projects import service as projects
 from app.projects.models import Project
@@ -21,59 +18,12 @@ from app.projects.schemas import ProjectCreate
 from app.settings import Settings
 from app.specs.conversation import ImportFunnel
 from app.specs.jobs import JobKind, JobState
-from app.storage.uploads import Appender
-from workers.job.task import BodyContext
-from workers.sinks import PipeCallbacks
-from workers.tasks import ingest
-
-
-def line(n: int) -> bytes:
-    user = {"role": "user", "content": f"question {n}"}
-    answer = {"role": "assistant", "content": f"answer {n}"}
-    return json.dumps({"messages": [user, answer]}).encode() + b"\n"
-
-
-BODY = b"".join(line(n) for n in range(120)) + b"not json\n"
+from tests.app.datasets.made import imported, stored, work
 
 
 @pytest.fixture
 def project(session: Session) -> Project:
     return projects.create(session, ProjectCreate(name="Routing"), owner_id=None)
-
-
-def stored(session: Session, project: Project, settings: Settings, body: bytes = BODY) -> Upload:
-    upload = service.start_upload(
-        session, project, filename="log.jsonl", size=len(body), settings=settings
-    )
-    appender = Appender(service.upload_path(settings, upload.key), 0, len(body))
-    appender.write(body)
-    appender.close()
-    sha = service.hash_upload(settings, upload.key)
-    return service.finish_upload(session, upload.id, sha256=sha, owner="admin")
-
-
-def work(session: Session, job_id: int | None, settings: Settings, tmp_path: Path) -> None:
-    """Carry out a job as the supervisor does, with a pipe that goes nowhere."""
-    job = session.get(Job, job_id)
-    assert job is not None
-    held = Claim(job.id, 7, job.kind, job.spec, job.stream, 1, ())
-    task = ingest.TASKS[JobKind(job.kind)]
-    inputs = task.load(session, job.spec, settings)
-    workdir = tmp_path / f"work-{job.id}"
-    workdir.mkdir()
-    context = BodyContext(workdir, settings.blobs, (), PipeCallbacks(io.BytesIO()))
-    task.apply(session, held, task.run(inputs, context), settings)
-
-
-def imported(
-    session: Session, project: Project, settings: Settings, tmp_path: Path
-) -> DatasetVersion:
-    upload = stored(session, project, settings)
-    work(session, upload.job_id, settings, tmp_path)
-    request = ImportRequest(dataset="traffic", upload_ids=[upload.id])
-    version = service.start_import(session, project, request, owner="admin")
-    work(session, version.job_id, settings, tmp_path)
-    return version
 
 
 def test_an_upload_is_inspected_once(
@@ -100,7 +50,7 @@ def test_an_import_adds_up_and_makes_a_draft(
     funnel = ImportFunnel.model_validate(version.funnel)
     assert (funnel.records, funnel.calls) == (121, 120)
     assert sum(funnel.quarantined.values()) == 1
-    rejects = queries.first_rejects(service.rejects_path(version, settings))
+    rejects = queries.rejects(service.rejects_path(version, settings))
     assert [r.line for r in rejects] == [121]
 
 
@@ -223,9 +173,7 @@ def test_the_version_list_takes_one_query(
 
 
 def test_logged_models_beside_the_teacher_are_named() -> None:
-    funnel = ImportFunnel(
-        format="openai_chat", records=3, calls=3, duplicates=0, folded=0, conversations=3,
-        targets=3, models={"big": 2, "other": 1},
-    )  # fmt: skip
-    assert service.other_models(funnel, "org/Big") == ["other"]
-    assert service.other_models(funnel, None) == []
+    teacher = Checkpoint(name="Big", origin={"kind": "hub", "repo_id": "org/big-70b"})
+    logged = ["big", "ORG/Big", "host/big-70b", "other"]
+    assert service.other_models(logged, teacher) == ["other"]
+    assert service.other_models(logged, None) == []

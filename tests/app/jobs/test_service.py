@@ -58,7 +58,7 @@ def test_a_job_goes_from_queued_to_succeeded_and_says_so(session: Session) -> No
     lease.succeed(session, held, {"n": 1})
     session.refresh(job)
     assert (job.state, job.result) == (JobState.SUCCEEDED, {"n": 1})
-    states = [e.payload["state"] for e in events_after(session, "version:1", 0)]
+    states = [e.payload["state"] for e in events_after(session, ["version:1"], 0)]
     assert states == ["queued", "starting", "running", "succeeded"]
     assert claim(session) is None
 

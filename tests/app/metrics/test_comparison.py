@@ -1,4 +1,7 @@
+import csv
+import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -55,13 +58,15 @@ def test_baseline_verdict_knows_direction(metric: str, value: float, p: float, w
 def test_comparison_json_and_words() -> None:
     rows = [
         row("teacher", "teacher", 190),
-        row("kd", "distilled", 189),
+        row("kd", "distilled", 190),
         row("labels", "labels_only", 120),
         row("old", "distilled", 10, version=2),
     ]
     c = compare(rows, deciding_metric="exact_match", tolerance=2.0)
     out = json.loads(json.dumps(c.as_json(), allow_nan=False))
-    assert set(out) == {"deciding_metric", "rows", "differences"}
+    told = {"tolerance", "baseline", "sentence", "warnings"}
+    assert set(out) == {"deciding_metric", "rows", "differences"} | told
+    assert (out["tolerance"], out["baseline"], out["sentence"]) == (2.0, "labels", c.sentence)
     assert set(out["rows"][0]) == {"name", "role", "cells"}
     assert set(out["rows"][0]["cells"]["exact_match"]) == {"value", "low", "high", "n"}
     assert set(out["differences"][0]) == {
@@ -81,14 +86,28 @@ def test_comparison_json_and_words() -> None:
         ("kd", "labels"): "better",
     }
     assert "old is left out" in c.warnings[0]
-    assert "kd is within 2 points of teacher on Exact match: −0.5" in c.sentence
+    assert "kd is within 2 points of teacher on Exact match: 0.0, 95" in c.sentence
     assert c.sentence.endswith("this checkpoint; another seed may differ.")
     table = comparison_table(c)
-    assert table.rows[1][2] == "94.5 (90.4 … 96.9) n 200"
+    assert table.rows[1][2] == "95.0 (91.0 … 97.3) n 200"
     assert to_markdown(table).count("\n") == 5
-    csv_lines = to_csv(figures_table(c)).splitlines()
-    assert csv_lines[0] == "name,role,metric,value,low,high,n,excluded"
-    assert csv_lines[2].startswith("kd,distilled,exact_match,0.945,")
+    read = list(csv.DictReader(io.StringIO(to_csv(figures_table(c, settings={"α": {"kd": 0.7}})))))
+    assert list(read[0])[:8] == [
+        *("name", "role", "α", "Exact match (%)"),
+        *("Exact match low", "Exact match high", "Exact match n", "Exact match excluded"),
+    ]
+    kd = read[1]
+    assert (kd["name"], kd["α"], kd["Exact match (%)"], kd["Exact match n"]) == (
+        *("kd", "0.7"),
+        *("95.0", "200"),
+    )
+    d = c.difference("kd", "labels", "exact_match")
+    assert d is not None
+    assert d.low is not None
+    assert float(kd["Exact match minus labels low"]) == pytest.approx(100 * d.low)
+    assert kd["Exact match minus labels verdict"] == "better"
+    assert kd["Exact match minus teacher verdict"] == "within"
+    assert read[2]["Exact match minus labels"] == ""
 
 
 def test_what_cannot_be_negative_has_no_negative_bound() -> None:
@@ -107,9 +126,64 @@ def test_unknown_names_are_refused() -> None:
         compare([row("t", "teacher", 9)], deciding_metric="kl", tolerance=2, baseline="x")
 
 
-def test_csv_runs_no_formula_and_keeps_numbers() -> None:
-    text = to_csv(Table(("a",), (("=1+1",), ("−1,234.5",), ("@x",), ("-x",))))
-    assert text == "a\n'=1+1\n-1234.5\n'@x\n'-x\n"
+def test_csv_runs_no_formula_and_leaves_text_alone() -> None:
+    rows = (("=1+1", 1.5), ("1,2", None), ("@x", -3), ("-x", 0.1), ("−1,234.5", 2))
+    read = list(csv.reader(io.StringIO(to_csv(Table(("a", "=b"), rows)))))
+    assert read == [
+        ["a", "'=b"],
+        ["'=1+1", "1.5"],
+        ["1,2", ""],
+        ["'@x", "-3"],
+        ["'-x", "0.1"],
+        ["−1,234.5", "2"],
+    ]
+
+
+def test_nothing_measured_is_null_and_a_dash() -> None:
+    none = ClusterSums(np.zeros(40), np.zeros(40), 0, excluded=40)
+    full = ClusterSums(np.ones(40), np.ones(40), 40)
+    rows = [
+        EvaluationRow("t", "teacher", {"exact_match": full, "field_f1": none}, 1, "same"),
+        EvaluationRow("kd", "distilled", {"exact_match": full, "field_f1": none}, 1, "same"),
+    ]
+    c = compare(rows, deciding_metric="exact_match", tolerance=2)
+    out = json.loads(json.dumps(c.as_json(), allow_nan=False))
+    assert out["rows"][1]["cells"]["field_f1"] == {"value": None, "low": None, "high": None, "n": 0}
+    (d,) = [d for d in out["differences"] if d["metric"] == "field_f1"]
+    assert (d["value"], d["verdict"]) == (None, "not compared")
+    assert comparison_table(c).rows[1][3] == "—"
+    assert ",0,40," in to_csv(figures_table(c)).splitlines()[2]
+
+
+def test_a_sentence_says_when_holm_alone_withholds() -> None:
+    n = 400
+    base = row("labels", "labels_only", 0, n=n)
+    # 16 wins of 400: the interval leaves out 0 (p .0002); 10 wins: p .004; 7 wins: p .02.
+    rows = [base, *(row(f"kd{k}", "distilled", k, n=n) for k in (7, 7, 7, 7))]
+    rows = [base, *(replace(r, name=f"kd{i}") for i, r in enumerate(rows[1:]))]
+    c = compare(rows, deciding_metric="exact_match", tolerance=2)
+    found = c.difference("kd0", "labels", "exact_match")
+    assert found is not None
+    assert found.low is not None
+    assert found.low > 0
+    assert found.verdict == "no evidence"
+    assert "kd0 and labels cannot be told apart on Exact match: +1.8, 95" in found.sentence
+    assert "leaves out 0, but 4 comparisons were made at once" in found.sentence
+    alone = compare(rows[:2], deciding_metric="exact_match", tolerance=2)
+    told = alone.difference("kd0", "labels", "exact_match")
+    assert told is not None
+    assert told.verdict == "better"
+
+
+def test_speeds_have_no_verdict() -> None:
+    def timed(name: str, role: str, rate: float) -> EvaluationRow:
+        speed = ClusterSums(np.full(8, rate), np.ones(8), 8, paired=False)
+        return EvaluationRow(name, role, {"tokens_per_second": speed}, 1, "same")
+
+    rows = [timed("t", "teacher", 100.0), timed("kd", "distilled", 400.0)]
+    (d,) = compare(rows, deciding_metric="kl", tolerance=2).differences
+    assert (d.value, d.verdict) == (300.0, "not compared")
+    assert d.sentence == "kd and t are not compared on Speed: it was measured at other times."
 
 
 def test_numbers_as_the_design_writes_them() -> None:
@@ -118,6 +192,12 @@ def test_numbers_as_the_design_writes_them() -> None:
     assert metric_delta("kl", -0.0731) == "−0.073"
     assert [duration(s) for s in (8, 370, 2700, 13260)] == ["8 s", "6 m 10 s", "45 m", "3 h 41 m"]
     assert (size(96 * 2**30), tokens(44_280_000)) == ("96.0 GiB", "44.28 M")
+    assert [size(b) for b in (1023, 1023.6, 1048570, 2**30 - 1)] == [
+        *("1,023 B", "1.0 KiB", "1.0 MiB", "1.0 GiB"),
+    ]
+    assert [tokens(t) for t in (9_999, 9_999.6, 999_949, 999_950)] == [
+        *("9,999", "10.0 k", "999.9 k", "1.00 M"),
+    ]
     assert estimate_minutes(58, 52, 66) == "about 58 min (52–66)"
 
 

@@ -1,3 +1,6 @@
+import itertools
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,7 +13,6 @@ from app.metrics.statistics import (
     ClusterSums,
     bootstrap_difference,
     clopper_pearson,
-    difference_table,
     holm,
     level,
     more_needed,
@@ -86,18 +88,6 @@ def test_paired_difference_covers_in_95_percent() -> None:
     assert 0.93 <= hits / rounds <= 0.97
 
 
-def test_the_table_is_the_single_difference() -> None:
-    rng = np.random.default_rng(5)
-    counts = rng.integers(1, 5, (4, 60)).astype(float)
-    sums = rng.random((4, 60)) * counts
-    value, low, high = difference_table(sums, counts, 1)
-    for i in (0, 2, 3):
-        a, b = (ClusterSums(sums[j], counts[j], 60) for j in (i, 1))
-        d = paired_difference(a, b, proportion=False)
-        assert (value[i], low[i], high[i]) == pytest.approx((d.value, d.low, d.high), abs=1e-12)
-    assert value[1] == low[1] == high[1] == 0
-
-
 def test_bootstrap_agrees_and_repeats() -> None:
     rng = np.random.default_rng(6)
     a, b = made(list(rng.random(200))), made(list(rng.random(200)))
@@ -152,3 +142,63 @@ def test_a_level_is_the_score_interval_of_statsmodels_for_many_single_conversati
     estimate = level(sums, proportion=True)
     low, high = proportion_confint(hits, n, method="wilson")
     assert (estimate.low, estimate.high) == pytest.approx((low, high), abs=1e-7)
+
+
+def discordant(wins: int, losses: int, n: int) -> tuple[ClusterSums, ClusterSums]:
+    """Two evaluations of n single conversations that differ in wins + losses of them."""
+    a, b = np.zeros(n), np.zeros(n)
+    a[:wins], b[wins : wins + losses] = 1, 1
+    return ClusterSums(a, np.ones(n), n), ClusterSums(b, np.ones(n), n)
+
+
+def test_few_discordant_pairs_by_hand() -> None:
+    none = paired_difference(*discordant(0, 0, 150), proportion=True)
+    # No pair differs: the two pseudo-observations alone, t(149) √2 / 150.
+    assert none.high == pytest.approx(1.9760131776 * math.sqrt(2) / 150, abs=1e-9)
+    assert (none.value, none.low, none.p) == (0, -none.high, 1)
+    one = paired_difference(*discordant(0, 1, 100), proportion=True)
+    # Σ(d − mean)² = 1 − 1/100 = .99, times 100/99 is 1: error √(1 + 2) / 100, t(99) = 1.98422.
+    assert one.low == pytest.approx(-0.01 - 1.9842169516 * math.sqrt(3) / 100, abs=1e-9)
+    assert one.p == pytest.approx(stats.t.sf(1 / math.sqrt(3), 99) * 2, abs=1e-9)
+
+
+def test_pseudo_observations_are_as_large_as_clusters() -> None:
+    hits = np.full(30, 4.0)
+    counts = np.full(30, 5.0)
+    same = ClusterSums(hits, counts, 150)
+    # Five conversations a cluster: a pseudo-observation turns one whole cluster, 1/30.
+    found = paired_difference(same, same, proportion=True)
+    assert found.high == pytest.approx(t_quantile(0.95, 29) * math.sqrt(2) / 30, abs=1e-9)
+    # Five tokens of one conversation: one token, 1/150, until a cluster is seen to differ by more.
+    tokens = ClusterSums(hits, counts, 30)
+    assert paired_difference(tokens, tokens, proportion=True).high == pytest.approx(
+        t_quantile(0.95, 29) * math.sqrt(2) / 150, abs=1e-9
+    )
+    other = ClusterSums(np.r_[hits[:29], 1.0], counts, 30)
+    seen = paired_difference(other, tokens, proportion=True)
+    # One cluster loses three tokens: 9 − 9/30 = 8.7, times 30/29 is 9; two more of 3² make 27.
+    assert seen.value == pytest.approx(-3 / 150)
+    assert seen.high - seen.value == pytest.approx(t_quantile(0.95, 29) * math.sqrt(27) / 150)
+
+
+@pytest.mark.parametrize("n", [40, 150, 400])
+def test_one_more_loss_never_raises_the_low_end(n: int) -> None:
+    lows = [paired_difference(*discordant(2, k, n), proportion=True).low for k in range(n - 1)]
+    assert all(later <= earlier for earlier, later in itertools.pairwise(lows))
+
+
+@pytest.mark.parametrize(
+    ("groups", "size", "loss", "win"),
+    [(120, 1, 0.03, 0.0), (120, 1, 0.05, 0.01), (200, 1, 0.02, 0.005), (120, 4, 0.03, 0.0)],
+)
+def test_few_discordant_pairs_still_cover(groups: int, size: int, loss: float, win: float) -> None:
+    """Whole clusters of 1 to `size` conversations turn together, a handful of them."""
+    rng, rounds, inside = np.random.default_rng(12), 2000, 0
+    for _ in range(rounds):
+        counts = rng.integers(1, size + 1, groups) * 1.0
+        draw = rng.random(groups)
+        a = ClusterSums(counts * (draw >= loss), counts, int(counts.sum()))
+        b = ClusterSums(counts * ((draw < loss) | (draw >= loss + win)), counts, a.n)
+        e = paired_difference(a, b, proportion=True)
+        inside += e.low <= win - loss <= e.high
+    assert 0.93 <= inside / rounds <= 0.98

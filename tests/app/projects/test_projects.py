@@ -7,6 +7,7 @@ from sqlalchemy.orm import Session
 from app.errors import InvalidInput, NotFound
 from app.projects import queries, service
 from app.projects.schemas import ProjectCreate, ProjectEdit
+from tests.support import seeds
 
 
 @pytest.mark.parametrize(
@@ -41,8 +42,25 @@ def test_refusals(session: Session) -> None:
         ProjectCreate(name="P", deciding_metric="vibes")
     with pytest.raises(InvalidInput, match="needs a name"):
         service.create(session, ProjectCreate(name="  "), owner_id=None)
-    with pytest.raises(InvalidInput):
-        service.create(session, ProjectCreate(name="P", teacher_id=1, student_id=1), owner_id=None)
+    project = service.create(session, ProjectCreate(name="P"), owner_id=None)
+    with pytest.raises(InvalidInput, match="one"):
+        service.edit(session, project, ProjectEdit(teacher_id=1, student_id=1))
+
+
+def test_teacher_and_student_are_of_the_project(session: Session) -> None:
+    mine, other = seeds.project(session, "Mine"), seeds.project(session, "Other")
+    a, b, strange = (
+        seeds.checkpoint(session, p, n) for p, n in ((mine, "a"), (mine, "b"), (other, "c"))
+    )
+    service.edit(session, mine, ProjectEdit(name="Ours", teacher_id=a.id, student_id=b.id))
+    assert (mine.name, mine.slug, mine.teacher_id, mine.student_id) == ("Ours", "mine", a.id, b.id)
+    with pytest.raises(InvalidInput) as caught:
+        service.edit(session, mine, ProjectEdit(teacher_id=strange.id, student_id=b.id))
+    assert list(caught.value.fields) == ["teacher_id"]
+    service.edit(session, mine, ProjectEdit())
+    assert (mine.name, mine.teacher_id) == ("Ours", None)
+    with pytest.raises(NotFound):
+        service.use_as(session, mine, "teacher", strange.id)
 
 
 def test_search_takes_percent_literally(session: Session) -> None:

@@ -1,17 +1,13 @@
 """The shell in Chromium: htmx under the CSP, injected attributes, live events, 360 px, axe."""
 
-import asyncio
 import json
-import threading
-import time
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
-import uvicorn
 from fastapi import FastAPI, Request
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 from sqlalchemy.orm import Session
 from starlette.responses import HTMLResponse, Response
 from starlette.testclient import TestClient
@@ -24,12 +20,10 @@ from app.projects.schemas import ProjectCreate
 from app.web.deps import Services, open_to_all
 from app.web.nonce import CSP_NONCE
 from app.web.sse import event_stream
-from app.web.templating import STATIC, TEMPLATES, Shell, environment
-from app.web.vendor import HTMX, ROOT, icons_named, install
+from app.web.templating import Shell, environment
 from tests.app.conftest import PASSWORD
+from tests.support.browser import axe, chromium, ensure_assets, serving
 
-ARGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
-AXE = ROOT / "node_modules" / "axe-core" / "axe.min.js"
 HOSTILE = (
     '<div id="evil" hx-get="/probe/hit" hx-trigger="load">x</div><script>window.ran = 1</script>'
 )
@@ -109,34 +103,19 @@ class Probe:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=ARGS)
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _assets() -> None:
-    """Installed by `make setup`; anew when a template names an icon that is not there."""
-    there = {path.stem for path in (STATIC / "vendor" / "icons").glob("*.svg")}
-    if not (STATIC / "vendor" / HTMX).is_file() or not icons_named(TEMPLATES) <= there:
-        install()
+    ensure_assets()
 
 
 @pytest.fixture
 def served(app: FastAPI) -> Iterator[str]:
-    config = uvicorn.Config(
-        app, port=0, log_level="warning", timeout_graceful_shutdown=1, ws="none"
-    )
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve()))
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    yield f"http://127.0.0.1:{port}"
-    server.should_exit = True
-    thread.join(10)
+    with serving(app) as address:
+        yield address
 
 
 @pytest.fixture
@@ -146,18 +125,6 @@ def page(browser: Browser) -> Iterator[Page]:
     page.set_default_timeout(5000)
     yield page
     context.close()
-
-
-def axe(page: Page) -> list[str]:
-    """Return serious and critical findings (run outside the page's CSP by the debugger)."""
-    page.evaluate(AXE.read_text())
-    found = page.evaluate("axe.run({resultTypes: ['violations']})")
-    return [
-        f"{v['id']}: {n['target']}"
-        for v in found["violations"]
-        if v["impact"] in ("serious", "critical")
-        for n in v["nodes"]
-    ]
 
 
 def test_htmx_works_under_the_csp_and_injected_htmx_does_not(

@@ -5,7 +5,7 @@ import torch
 
 from tests.workers.distill import tiny
 from workers.distill.callbacks import Silent
-from workers.distill.generate import Generation, generate
+from workers.distill.generate import Generation, GenerationStopped, generate
 
 PROMPTS = [r.input_ids[:n].tolist() for n, r in enumerate(tiny.rendered(tiny.tickets(7)), start=20)]
 
@@ -59,3 +59,33 @@ def test_an_answer_ends_at_eos() -> None:
         model, tiny.tokenizer(), PROMPTS, max_new_tokens=6, batch_size=4, callbacks=Silent()
     )
     assert [(a.ids, a.finish_reason, a.text) for a in made] == [((0,), "stop", "")] * 7
+
+
+class StopAfter(Silent):
+    """Asks to stop once it was polled `polls` times."""
+
+    def __init__(self, polls: int) -> None:
+        self.left = polls
+
+    def should_stop(self) -> bool:
+        self.left -= 1
+        return self.left < 0
+
+
+def test_a_stop_ends_within_a_token_and_keeps_whole_batches() -> None:
+    whole = answers(2, 0.0)
+    stop = StopAfter(6 + 2)  # the second of the second batch's six tokens
+    with pytest.raises(GenerationStopped) as caught:
+        generate(
+            tiny.llama(),
+            tiny.tokenizer(),
+            PROMPTS,
+            max_new_tokens=6,
+            batch_size=2,
+            callbacks=stop,
+        )
+    assert stop.left == -1, "polled on after the stop"
+    assert {i: a.ids for i, a in caught.value.answers.items()} == {
+        i: whole[i].ids for i in caught.value.answers
+    }
+    assert len(caught.value.answers) == 2

@@ -124,7 +124,9 @@ def test_inspection_shows_records_before_anything_is_stored(tmp_path: Path) -> N
     assert shown is not None
     assert [m.content for m in shown.messages] == ["a", "b"]
     assert report.previews[0].fields["metadata.reference"] == "r"
-    assert "metadata.reference" in report.reference_candidates
+    assert report.reference_candidates[0].likely
+    assert "metadata.reference" in [field.path for field in report.reference_candidates]
+    assert report.calls + sum(report.rejected.values()) == report.records_seen
     assert [p.reject.reason for p in report.previews[1:] if p.reject] == ["not_json", "not_json"]
     assert [p.name for p in tmp_path.iterdir()] == ["log"]
 

@@ -23,6 +23,7 @@ from app.settings import Settings
 from app.specs.jobs import JobKind, JobState, Queue
 from app.specs.training import RunSpec
 from tests.support.probe_tasks import ProbeInputs, ProbeTask
+from workers.job.child import EXIT_STOPPED
 from workers.job.supervisor import ROOT, Supervisor
 
 Factory = sessionmaker[Session]
@@ -137,10 +138,30 @@ def test_cancel_stops_the_child_and_keeps_or_discards(
     assert bool(task.applied) is kept
 
 
-def test_a_drained_worker_gives_the_job_back_without_counting_it(
+def test_a_body_without_partial_results_is_cancelled_by_asking(
     factory: Factory, settings: Settings
 ) -> None:
-    job_id = enqueue(factory, steps=400, seconds=0.05)
+    task = ProbeTask()
+    job_id = enqueue(factory, steps=400, seconds=0.05, mode="all_or_nothing")
+    sup = supervisor(factory, settings, task)
+    thread = threading.Thread(target=sup.run_next)
+    thread.start()
+    wait_until_step(factory, job_id, 2)
+    with transaction(factory) as session:
+        service.request_cancel(session, job_id, "keep")
+    thread.join(20)
+    assert job_of(factory, job_id).state == JobState.CANCELLED
+    assert not task.applied
+    with transaction(factory) as session:
+        code = session.scalar(text("select exit_code from job_attempts"))
+    assert code == EXIT_STOPPED, "ended by itself, not by a kill"
+
+
+@pytest.mark.parametrize("mode", ["count", "all_or_nothing"])
+def test_a_drained_worker_gives_the_job_back_without_counting_it(
+    factory: Factory, settings: Settings, mode: str
+) -> None:
+    job_id = enqueue(factory, steps=400, seconds=0.05, mode=mode)
     sup = supervisor(factory, settings, ProbeTask())
     drain = threading.Event()
     sup.should_drain = drain.is_set

@@ -8,7 +8,7 @@ import torch
 
 from app.specs.training import Objective
 from workers.distill.batches import Collator
-from workers.distill.callbacks import Callbacks
+from workers.distill.callbacks import Callbacks, Stopped
 from workers.distill.heads import SplitHead, split_head
 from workers.distill.values import RenderedConversation, StudentBatch
 
@@ -37,6 +37,7 @@ def fidelity(
     """Return KL(teacher ‖ student) at T = 1 and top-1 agreement for each conversation, in order.
 
     Over the first `vocabulary` rows of both heads; logits exist for 256 positions at a time.
+    Errors: Stopped.
     """
     student.eval()
     teacher.eval()
@@ -45,6 +46,8 @@ def fidelity(
     order = sorted(range(len(rendered)), key=lambda i: (len(rendered[i].input_ids), i))
     out: dict[int, Fidelity] = {}
     for start in range(0, len(order), batch_size):
+        if callbacks.should_stop():
+            raise Stopped(f"Stopped after {len(out)} conversations.")
         chosen = order[start : start + batch_size]
         batch = collate([rendered[i] for i in chosen])
         rows = torch.cat(list(_rows(heads, batch, vocabulary)))

@@ -70,7 +70,8 @@ def run_evaluation(  # noqa: PLR0913 - a core's entry: inputs, specs, where resu
     model of the same tokenizer. ece: confidence is the answer's probability exp Σ log p,
     correctness its exact match. tokens_per_second: its clusters are batches, so it is not paired.
     Other clusters are the conversations' groups, sorted. A row per conversation goes to `out_file`
-    (Parquet). Deterministic but for the speeds. Errors: EvaluationError where nothing is left.
+    (Parquet). Deterministic but for the speeds. Errors: EvaluationError where nothing is left;
+    Stopped when asked to: a part of a set is comparable with nothing, so none of it is kept.
     """
     started = clock()
     limit = spec.max_conversations or len(conversations)

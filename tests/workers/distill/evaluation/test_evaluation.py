@@ -10,7 +10,7 @@ import torch
 from app.specs.evaluation import EvaluationSpec
 from app.specs.training import RenderSpec
 from tests.workers.distill import tiny
-from workers.distill.callbacks import Silent
+from workers.distill.callbacks import Silent, Stopped
 from workers.distill.evaluation.run import run_evaluation
 from workers.distill.evaluation.scores import ece_contributions, exact_match, field_f1
 
@@ -146,3 +146,30 @@ def test_conversations_without_the_wanted_truth_are_excluded_and_counted(tmp_pat
     assert (found["ece"].n, found["ece"].excluded) == (2, 1)
     kinds = pq.read_table(tmp_path / "rows.parquet")["truth_kind"].to_pylist()
     assert kinds == [None, "reference", "reference"]
+
+
+class StopIn(Silent):
+    """Asks to stop in one phase."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def phase(self, name: str) -> None:
+        self.stop = name == self.name
+
+
+@pytest.mark.parametrize("phase", ["generate", "compare with the teacher"])
+def test_a_stop_ends_it_and_leaves_no_part(tmp_path: Path, phase: str) -> None:
+    out = tmp_path / "rows.parquet"
+    with pytest.raises(Stopped):
+        run_evaluation(
+            tiny.llama(),
+            tiny.tokenizer(),
+            tiny.tickets(3),
+            teacher=tiny.llama(),
+            render=RenderSpec(),
+            spec=SPEC,
+            out_file=out,
+            callbacks=StopIn(phase),
+        )
+    assert not out.exists()

@@ -1,0 +1,126 @@
+"""`stillhouse checkpoints`: register, prune and list checkpoints."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from app.cli import lookup
+from app.cli.connect import connected
+from app.cli.options import Home, Project, Wait
+from app.cli.output import Json, WrongUse, console, print_json, print_table
+from app.cli.progress import follow_job
+from app.client.rest import Api
+from app.metrics.formatting import DASH, number, size
+
+app = typer.Typer(no_args_is_help=True, help="Register, prune and list checkpoints.")
+HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+
+
+def source_of(text: str) -> dict[str, str]:
+    """Return a folder, a .gguf file or a hub repository as the API takes it. Raises WrongUse."""
+    path = Path(text).expanduser()
+    if path.exists():
+        return {"kind": "folder", "path": str(path.absolute())}
+    found = HUB_ID.fullmatch(text)
+    if found is None or text.startswith((".", "/", "~")) or text.endswith(".gguf"):
+        raise WrongUse(
+            f"{text} is neither a folder, a .gguf file, nor a hub id such as org/name@revision."
+        )
+    return {"kind": "hub", "repo_id": found["repo"], "revision": found["revision"] or "main"}
+
+
+@app.command()
+def add(
+    name: Annotated[str, typer.Argument(help="What the project calls it.")],
+    source: Annotated[str, typer.Argument(help="A folder, a .gguf file, or org/name[@revision].")],
+    project: Project,
+    token: Annotated[
+        str | None,
+        typer.Option("--hub-token", envvar="HF_TOKEN", help="For hub repositories that ask."),
+    ] = None,
+    home: Home = None,
+    *,
+    wait: Wait = False,
+    as_json: Json = False,
+) -> None:
+    """Register a checkpoint: a job copies (or downloads) and reads it."""
+    with connected(home) as api:
+        slug = lookup.project_slug(api, project)
+        body = {"name": name, "source": source_of(source), "token": token}
+        finish(api, slug, api.post(f"/projects/{slug}/checkpoints", body), wait, as_json=as_json)
+
+
+@app.command()
+def prune(  # noqa: PLR0913, PLR0917 - the sizes of a student
+    name: Annotated[str, typer.Argument(help="What the project calls the student.")],
+    project: Project,
+    teacher: Annotated[str, typer.Option(help="The checkpoint it is cut from.")],
+    dataset: Annotated[
+        str | None,
+        typer.Option(help="NAME[@NUMBER]: conversations that rank what is kept."),
+    ] = None,
+    depth: Annotated[int | None, typer.Option(help="Layers kept.")] = None,
+    width: Annotated[int | None, typer.Option(help="Hidden size kept.")] = None,
+    ffn_width: Annotated[int | None, typer.Option(help="FFN channels kept.")] = None,
+    heads: Annotated[int | None, typer.Option(help="Query heads kept.")] = None,
+    kv_heads: Annotated[int | None, typer.Option(help="Key/value heads kept.")] = None,
+    home: Home = None,
+    *,
+    wait: Wait = False,
+    as_json: Json = False,
+) -> None:
+    """Make a smaller student out of a teacher; sizes not given stay the teacher's."""
+    sizes = {
+        "depth": depth,
+        "width": width,
+        "ffn_width": ffn_width,
+        "heads": heads,
+        "kv_heads": kv_heads,
+    }
+    with connected(home) as api:
+        slug = lookup.project_slug(api, project)
+        body: dict[str, Any] = {
+            "name": name,
+            "teacher_id": lookup.checkpoint(api, slug, teacher)["id"],
+            "prune": {key: value for key, value in sizes.items() if value is not None},
+        }
+        if dataset is not None:
+            body["dataset_version_id"] = lookup.version(api, slug, dataset)["id"]
+        made = api.post(f"/projects/{slug}/checkpoints/students", body)
+        finish(api, slug, made, wait, as_json=as_json)
+
+
+def finish(api: Api, project: str, made: dict[str, Any], wait: bool, *, as_json: bool) -> None:  # noqa: FBT001 - the option as it came
+    """Wait if asked, then print the checkpoint."""
+    if wait:
+        follow_job(api, made["job_id"], quiet=as_json)
+        made = api.get(f"/projects/{project}/checkpoints/{made['id']}")
+    if as_json:
+        print_json(made)
+        return
+    card = made["card"]
+    facts = f", {number(card['parameters_total'])} parameters" if card else ""
+    sentence = f"“{made['name']}” is {made['state']}{facts} (job {made['job_id']})."
+    console.print(sentence, markup=False, highlight=False)
+
+
+@app.command("list")
+def list_(project: Project, home: Home = None, *, as_json: Json = False) -> None:
+    """List the checkpoints of a project."""
+    with connected(home, reading=True) as api:
+        found = api.get(f"/projects/{lookup.project_slug(api, project)}/checkpoints")
+    if as_json:
+        print_json(found)
+        return
+    headers = ("Id", "Name", "State", "Parameters", "Per token", "Layers", "Width", "Size")
+    rows = [(str(c["id"]), c["name"], c["state"], *_sizes(c["card"])) for c in found]
+    print_table(headers, rows, empty="No checkpoint yet: `stillhouse checkpoints add` takes one.")
+
+
+def _sizes(card: dict[str, Any] | None) -> tuple[str, ...]:
+    if card is None:
+        return (DASH,) * 5
+    counts = ("parameters_total", "parameters_compute", "depth", "width")
+    return (*(number(card[key]) for key in counts), size(card["bytes"]))

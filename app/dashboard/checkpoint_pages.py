@@ -1,0 +1,192 @@
+"""Pages: one checkpoint with its job and where it is used, and the ways to a new one."""
+
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Query, Request
+from sse_starlette import EventSourceResponse
+from starlette.responses import RedirectResponse, Response
+
+from app.checkpoints import queries as checkpoints
+from app.checkpoints import service
+from app.checkpoints.schemas import PruneForm, RegisterForm
+from app.dashboard import queries
+from app.dashboard import service as dashboard
+from app.errors import AppError
+from app.events.queries import last_event_id, log_lines
+from app.projects import service as projects
+from app.projects.api import ProjectDep
+from app.projects.models import Project
+from app.security.permissions import Permission
+from app.specs.jobs import CancelMode
+from app.web.deps import CurrentUser, SessionDep, SettingsDep, require, still_signed_in
+from app.web.forms import Form, check_form, empty_form, form_of
+from app.web.sse import event_stream
+from app.web.templating import render
+
+router = APIRouter(prefix="/projects/{project}/checkpoints", include_in_schema=False)
+READ, WRITE = [require(Permission.READ)], [require(Permission.WRITE)]
+Way = Literal["register", "prune"]
+RegisterDep = Annotated[Form[RegisterForm], Depends(form_of(RegisterForm))]
+PruneDep = Annotated[Form[PruneForm], Depends(form_of(PruneForm))]
+
+
+def _address(project: Project, checkpoint_id: int | None = None) -> str:
+    tail = f"/{checkpoint_id}" if checkpoint_id is not None else ""
+    return f"/projects/{project.slug}/checkpoints{tail}"
+
+
+def _crumbs(project: Project, last: str) -> tuple[tuple[str, str | None], ...]:
+    home = f"/projects/{project.slug}"
+    return (
+        ("Projects", "/projects"),
+        (project.name, home),
+        ("Checkpoints", _address(project)),
+        (last, None),
+    )
+
+
+def _new_page(
+    request: Request,
+    session: SessionDep,
+    project: Project,
+    way: Way,
+    form: Form[Any],
+    status: int = 200,
+) -> Response:
+    choices = queries.prune_choices(session, project)
+    context = {
+        "project": project,
+        "way": way,
+        "form": form,
+        "choices": choices,
+        "estimate": queries.cut_estimate(choices, check_form(form.values, PruneForm).data),
+        "crumbs": _crumbs(project, "New checkpoint"),
+        "nav": "checkpoints",
+    }
+    return render(request, "checkpoints/new.html", context, block="gauge", status=status)
+
+
+@router.get("/new", name="checkpoints.new", dependencies=READ)
+def new(
+    request: Request,
+    project: ProjectDep,
+    session: SessionDep,
+    way: Annotated[Way, Query()] = "register",
+) -> Response:
+    """Show one of the ways, filled with what is likely: the first checkpoint is the teacher."""
+    if way == "prune":
+        choices = queries.prune_choices(session, project)
+        return _new_page(request, session, project, way, empty_form(**choices.defaults(project)))
+    role = "teacher" if project.teacher_id is None else ""
+    values = {"kind": "folder", "revision": "main", "role": role}
+    return _new_page(request, session, project, way, empty_form(**values))
+
+
+@router.post("/new/register", name="checkpoints.register", dependencies=WRITE)
+def register(
+    request: Request,
+    project: ProjectDep,
+    session: SessionDep,
+    settings: SettingsDep,
+    user: CurrentUser,
+    form: RegisterDep,
+) -> Response:
+    if form.data is not None:
+        try:
+            data = form.data.add()
+            row = service.register(session, project, data, settings=settings, owner=user.name)
+            if form.data.role:
+                projects.use_as(session, project, form.data.role, row.id)
+        except AppError as error:
+            form.refuse(error)
+        else:
+            return RedirectResponse(_address(project, row.id), status_code=303)
+    form.values["token"] = ""
+    return _new_page(request, session, project, "register", form, status=422)
+
+
+@router.post("/new/prune", name="checkpoints.prune", dependencies=WRITE)
+def prune(
+    request: Request, project: ProjectDep, session: SessionDep, user: CurrentUser, form: PruneDep
+) -> Response:
+    if form.data is not None:
+        try:
+            row = dashboard.make_student(session, project, form.data, owner=user.name)
+        except AppError as error:
+            form.refuse(error)
+        else:
+            return RedirectResponse(_address(project, row.id), status_code=303)
+    return _new_page(request, session, project, "prune", form, status=422)
+
+
+@router.post("/new/estimate", name="checkpoints.estimate", dependencies=READ)
+def estimate(
+    request: Request, project: ProjectDep, session: SessionDep, form: PruneDep
+) -> Response:
+    """Answer (to htmx, the gauge alone) how much smaller a student of these sizes would be."""
+    return _new_page(request, session, project, "prune", form)
+
+
+@router.get("/{checkpoint_id}", name="checkpoints.show", dependencies=READ)
+def show(
+    request: Request, project: ProjectDep, checkpoint_id: int, session: SessionDep
+) -> Response:
+    row = service.get(session, project.id, checkpoint_id)
+    stream = service.stream_of(row.id)
+    lines = checkpoints.lines(session, project)
+    context = {
+        "project": project,
+        "item": next(line for line in lines if line.row.id == row.id),
+        "cut": [line for line in lines if line.row.origin.get("teacher_id") == row.id],
+        "uses": queries.uses_of(session, row.id),
+        "log": [event.payload["text"] for event in log_lines(session, stream)],
+        "last_event_id": last_event_id(session, stream),
+        "crumbs": _crumbs(project, row.name),
+        "nav": "checkpoints",
+    }
+    return render(request, "checkpoints/show.html", context, block="facts")
+
+
+@router.get("/{checkpoint_id}/events", name="checkpoints.events", dependencies=READ)
+def events(
+    request: Request, project: ProjectDep, checkpoint_id: int, session: SessionDep, after: int = 0
+) -> EventSourceResponse:
+    row = service.get(session, project.id, checkpoint_id)
+    allowed = still_signed_in(request)
+    return event_stream(request, service.stream_of(row.id), after=after, still_allowed=allowed)
+
+
+@router.post("/{checkpoint_id}/retry", name="checkpoints.retry", dependencies=WRITE)
+def retry(
+    project: ProjectDep,
+    checkpoint_id: int,
+    session: SessionDep,
+    settings: SettingsDep,
+    user: CurrentUser,
+    form: Annotated[Form[RegisterForm], Depends(form_of(RegisterForm))],
+) -> Response:
+    row = service.get(session, project.id, checkpoint_id)
+    token = str(form.values.get("token") or "")
+    service.retry(session, row, settings=settings, owner=user.name, token=token)
+    return RedirectResponse(_address(project, row.id), status_code=303)
+
+
+@router.post("/{checkpoint_id}/cancel", name="checkpoints.cancel", dependencies=WRITE)
+def cancel(
+    project: ProjectDep, checkpoint_id: int, session: SessionDep, settings: SettingsDep
+) -> Response:
+    row = service.get(session, project.id, checkpoint_id)
+    mode: CancelMode = "discard"
+    dashboard.cancel(session, service.job_of(row), mode, settings)
+    return RedirectResponse(_address(project, row.id), status_code=303)
+
+
+@router.post("/{checkpoint_id}/role/{role}", name="checkpoints.use_as", dependencies=WRITE)
+def use_as(
+    project: ProjectDep,
+    checkpoint_id: int,
+    role: Literal["teacher", "student"],
+    session: SessionDep,
+) -> Response:
+    projects.use_as(session, project, role, checkpoint_id)
+    return RedirectResponse(_address(project, checkpoint_id), status_code=303)

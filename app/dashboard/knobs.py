@@ -1,0 +1,378 @@
+"""Every setting of a run that a person may turn: where it lies in the spec, and its words."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from app.specs.training import RunSpec
+
+Options = tuple[tuple[str, str], ...]
+OBJECTIVE, DATA = "Objective", "Rendering"
+SCHEDULE, WEIGHTS = "Schedule", "Optimiser and weights"
+CACHE, EVALUATION = "Teacher cache", "Evaluation"
+
+
+@dataclass(frozen=True, slots=True)
+class Knob:
+    """One field of the form; `path` is its place in a RunSpec."""
+
+    name: str
+    path: tuple[str, ...]
+    group: str
+    label: str
+    hint: str
+    kind: Literal["int", "float", "grid", "select", "flag"] = "int"
+    options: Options = ()
+    optional: bool = False
+    teacher_only: bool = False
+    """Read only where the objective has a teacher term."""
+
+    def read(self, spec: dict[str, Any]) -> Any:
+        """Return the knob's value in a spec as JSON."""
+        found: Any = spec
+        for part in self.path:
+            found = found[int(part)] if isinstance(found, list) else found[part]
+        return found
+
+    def typed(self, value: Any) -> str:
+        """Return a value as a form field holds it."""
+        if value is None:
+            return ""
+        if self.kind == "flag":
+            return "true" if value else ""
+        if self.kind == "grid":
+            return ", ".join(f"{t:g}" for t in value)
+        return f"{value:g}" if isinstance(value, float) else str(value)
+
+    def shown(self, value: Any) -> str:
+        """Return a value in words."""
+        if value is None:
+            return "all"
+        if self.kind == "flag":
+            return "yes" if value else "no"
+        if self.kind == "select":
+            return dict(self.options).get(str(value), str(value))
+        return f"{value:,}" if isinstance(value, int) else self.typed(value)
+
+
+def _training(*path: str) -> tuple[str, ...]:
+    return ("training", *path)
+
+
+_TURNS: Options = (("all_turns", "all assistant turns"), ("last_turn", "the last turn only"))
+_TEXT: Options = (("logged", "the logged answer"), ("reference", "the reference"))
+_PRECISION: Options = (
+    ("auto", "bf16 where it helps"),
+    ("float32", "float32"),
+    ("bfloat16", "bfloat16"),
+)
+_SPLITS: Options = (("test", "test"), ("validation", "validation"), ("train", "train"))
+_TRUTH: Options = (
+    ("auto", "reference, else logged answer"),
+    ("reference", "reference only"),
+    ("logged", "logged answer only"),
+)
+
+KNOBS: tuple[Knob, ...] = (
+    Knob(
+        "temperature",
+        _training("objective", "temperature"),
+        OBJECTIVE,
+        "Temperature",
+        "Softens both distributions. The cache keeps normalisers for its grid only.",
+        "float",
+        teacher_only=True,
+    ),
+    Knob(
+        "alpha",
+        _training("objective", "alpha"),
+        OBJECTIVE,
+        "Alpha",
+        "Weight of the teacher; the rest is cross-entropy on the logged answer.",
+        "float",
+        teacher_only=True,
+    ),
+    Knob(
+        "ce_target",
+        _training("objective", "ce_target"),
+        OBJECTIVE,
+        "Text to learn",
+        "The logged answer is the teacher's where it wrote the log.",
+        "select",
+        _TEXT,
+    ),
+    Knob(
+        "steps",
+        _training("schedule", "steps"),
+        SCHEDULE,
+        "Steps",
+        "Optimiser steps. Runs are comparable at equal steps.",
+    ),
+    Knob(
+        "batch_size",
+        _training("schedule", "batch_size"),
+        SCHEDULE,
+        "Batch size",
+        "Conversations a step.",
+    ),
+    Knob(
+        "learning_rate",
+        _training("schedule", "learning_rate"),
+        SCHEDULE,
+        "Learning rate",
+        "The highest, after warm-up.",
+        "float",
+    ),
+    Knob(
+        "warmup_steps",
+        _training("schedule", "warmup_steps"),
+        SCHEDULE,
+        "Warm-up steps",
+        "The rate rises in a line over these.",
+    ),
+    Knob(
+        "validate_every",
+        _training("schedule", "validate_every"),
+        SCHEDULE,
+        "Validate every",
+        "Steps. The best weights by validation loss are kept.",
+    ),
+    Knob(
+        "snapshot_every",
+        _training("schedule", "snapshot_every"),
+        SCHEDULE,
+        "Snapshot every",
+        "Steps. A lost worker costs at most so many.",
+    ),
+    Knob(
+        "max_train_conversations",
+        _training("max_train_conversations"),
+        SCHEDULE,
+        "Conversations at most",
+        "Trains on the first of them; empty for all.",
+        optional=True,
+    ),
+    Knob("seed", _training("seed"), SCHEDULE, "Seed", "Order of the data and dropout."),
+    Knob(
+        "micro_batch_size",
+        _training("schedule", "micro_batch_size"),
+        WEIGHTS,
+        "Micro-batch size",
+        "Conversations in memory at once; the gradient is added up. Empty for the whole batch.",
+        optional=True,
+    ),
+    Knob(
+        "min_lr_ratio",
+        _training("schedule", "min_lr_ratio"),
+        WEIGHTS,
+        "Last learning rate",
+        "Share of the highest that the cosine falls to.",
+        "float",
+    ),
+    Knob(
+        "weight_decay",
+        _training("schedule", "weight_decay"),
+        WEIGHTS,
+        "Weight decay",
+        "On matrices only.",
+        "float",
+    ),
+    Knob(
+        "beta1",
+        _training("schedule", "betas", "0"),
+        WEIGHTS,
+        "Beta 1",
+        "AdamW, first moment.",
+        "float",
+    ),
+    Knob(
+        "beta2",
+        _training("schedule", "betas", "1"),
+        WEIGHTS,
+        "Beta 2",
+        "AdamW, second moment.",
+        "float",
+    ),
+    Knob(
+        "max_grad_norm",
+        _training("schedule", "max_grad_norm"),
+        WEIGHTS,
+        "Gradient norm at most",
+        "Longer gradients are shortened to it.",
+        "float",
+    ),
+    Knob(
+        "top_layers",
+        _training("trainable", "top_layers"),
+        WEIGHTS,
+        "Top layers only",
+        "Train the last so many layers; empty for all.",
+        optional=True,
+    ),
+    Knob(
+        "freeze_embeddings",
+        _training("trainable", "freeze_embeddings"),
+        WEIGHTS,
+        "Freeze embeddings",
+        "And a head tied to them. Saves memory, and is safer on little data.",
+        "flag",
+    ),
+    Knob(
+        "precision",
+        _training("precision"),
+        WEIGHTS,
+        "Precision",
+        "Of the forward pass; weights stay float32.",
+        "select",
+        _PRECISION,
+    ),
+    Knob(
+        "loss_chunk_tokens",
+        _training("loss_chunk_tokens"),
+        WEIGHTS,
+        "Loss chunk",
+        "Tokens whose logits exist at once. Smaller needs less memory.",
+    ),
+    Knob(
+        "max_tokens",
+        _training("render", "max_tokens"),
+        DATA,
+        "Tokens at most",
+        "Of a conversation. The oldest turns are cut, the system message stays.",
+    ),
+    Knob(
+        "targets",
+        _training("render", "targets"),
+        DATA,
+        "Turns to learn",
+        "Turns that a log line flags are never targets.",
+        "select",
+        _TURNS,
+    ),
+    Knob(
+        "head_mass",
+        ("capture", "head_mass"),
+        CACHE,
+        "Head mass",
+        "A row keeps the likeliest tokens until they hold this share.",
+        "float",
+        teacher_only=True,
+    ),
+    Knob(
+        "k_min",
+        ("capture", "k_min"),
+        CACHE,
+        "Tokens a row, at least",
+        "Kept even where one token holds all.",
+        teacher_only=True,
+    ),
+    Knob(
+        "k_max",
+        ("capture", "k_max"),
+        CACHE,
+        "Tokens a row, at most",
+        "The rest is one bucket with the exact mass.",
+        teacher_only=True,
+    ),
+    Knob(
+        "temperatures",
+        ("capture", "temperatures"),
+        CACHE,
+        "Temperature grid",
+        "Normalisers stored, with commas. Another grid is another cache.",
+        "grid",
+        teacher_only=True,
+    ),
+    Knob("split", ("evaluation", "split"), EVALUATION, "Split", "Held out.", "select", _SPLITS),
+    Knob(
+        "truth",
+        ("evaluation", "truth"),
+        EVALUATION,
+        "Truth",
+        "What generated answers are compared with.",
+        "select",
+        _TRUTH,
+    ),
+    Knob(
+        "max_new_tokens",
+        ("evaluation", "max_new_tokens"),
+        EVALUATION,
+        "Answer tokens at most",
+        "A longer answer is cut, and then wrong.",
+    ),
+    Knob(
+        "evaluation_batch_size",
+        ("evaluation", "batch_size"),
+        EVALUATION,
+        "Batch size",
+        "Conversations generated together.",
+    ),
+    Knob(
+        "max_conversations",
+        ("evaluation", "max_conversations"),
+        EVALUATION,
+        "Conversations at most",
+        "The first of the split; empty for all.",
+        optional=True,
+    ),
+    Knob(
+        "ece_bins",
+        ("evaluation", "ece_bins"),
+        EVALUATION,
+        "Calibration bins",
+        "Of equal width, for the ECE.",
+    ),
+)
+BY_NAME: dict[str, Knob] = {knob.name: knob for knob in KNOBS}
+BY_PATH: dict[tuple[str, ...], str] = {knob.path: knob.name for knob in KNOBS}
+GROUPS: tuple[str, ...] = (SCHEDULE, WEIGHTS, DATA, CACHE, EVALUATION)
+"""Folded groups of the form; the objective's knobs stand open."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One setting that differs from the parent's."""
+
+    name: str
+    label: str
+    before: str
+    after: str
+
+
+def of_group(group: str) -> list[Knob]:
+    return [knob for knob in KNOBS if knob.group == group]
+
+
+def values_of(spec: RunSpec) -> dict[str, str]:
+    """Return a spec's settings as form fields hold them."""
+    values = spec.model_dump(mode="json")
+    return {knob.name: knob.typed(knob.read(values)) for knob in KNOBS}
+
+
+def shown_of(spec: RunSpec) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Return (group, [(label, value)]) of what a run reads, for reading."""
+    values = spec.model_dump(mode="json")
+    needed = spec.training.objective.needs_teacher
+    return [
+        (
+            group,
+            [
+                (knob.label, knob.shown(knob.read(values)))
+                for knob in of_group(group)
+                if needed or not knob.teacher_only
+            ],
+        )
+        for group in (OBJECTIVE, *GROUPS)
+        if needed or group != CACHE
+    ]
+
+
+def changes(before: RunSpec, after: RunSpec, names: Sequence[tuple[str, str, str]]) -> list[Change]:
+    """Return what differs; `names` holds (label, before, after) of what the spec names by id."""
+    found = [Change(label, label, a, b) for label, a, b in names if a != b]
+    old, new = before.model_dump(mode="json"), after.model_dump(mode="json")
+    for knob in KNOBS:
+        one, other = knob.read(old), knob.read(new)
+        if one != other:
+            found.append(Change(knob.name, knob.label, knob.shown(one), knob.shown(other)))
+    return found

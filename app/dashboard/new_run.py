@@ -1,0 +1,313 @@
+"""The form of a new run: kinds, presets, values, and what they become."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from pydantic import ValidationError
+from sqlalchemy.orm import Session
+
+from app.checkpoints import queries as checkpoints
+from app.checkpoints.models import Checkpoint
+from app.dashboard import knobs
+from app.datasets import queries as datasets
+from app.datasets.models import DatasetVersion
+from app.errors import AppError
+from app.projects.models import Project
+from app.runs import queries, service
+from app.runs.models import Run
+from app.runs.schemas import EstimateOut
+from app.settings import Settings
+from app.specs.training import RunRole, RunSpec
+from app.web.forms import Form, field_errors
+
+DISTILLED: RunRole = "distilled"
+FINE_TUNE: RunRole = "fine_tune"
+KINDS: tuple[tuple[RunRole, str, str], ...] = (
+    ("distilled", "Distilled", "Learns the teacher's whole distribution, from its cache."),
+    ("sequence_level", "Sequence-level", "Learns the teacher's answers as text."),
+    ("labels_only", "Labels only", "Learns the references: what distilling must beat."),
+    ("fine_tune", "Fine-tune", "Tunes a checkpoint, such as the teacher, on the data."),
+)
+COMPARED: tuple[RunRole, ...] = ("distilled", "sequence_level", "labels_only")
+"""The three that show what distilling is worth, at equal steps."""
+PRESETS: tuple[tuple[str, str, str], ...] = (
+    ("fast", "Fast check", "20 steps on 200 conversations: proves the set-up before you pay."),
+    ("balanced", "Balanced", "About 3 epochs. Good enough to press start."),
+    ("thorough", "Thorough", "About 8 epochs, validated more often."),
+)
+EPOCHS = {"balanced": (3, 150, 3000), "thorough": (8, 400, 12_000)}
+"""Preset → epochs, and the fewest and most steps."""
+TUNED_LAYERS = 8
+DEFAULTS: dict[str, str] = {
+    name: value
+    for name, value in knobs.values_of(
+        RunSpec(name="x", teacher_id=None, student_id=0, dataset_version_id=0)
+    ).items()
+    if knobs.BY_NAME[name].kind != "flag"  # a box that is not ticked is not sent either
+} | dict.fromkeys(("name", "group", "role", "preset", "parent", "key", "teacher_id"), "")
+FIXED = ("name", "group", "role", "preset", "teacher_id", "student_id", "dataset_version_id")
+_OBJECTIVES: dict[RunRole, dict[str, str]] = {
+    "distilled": {"alpha": "0.7", "ce_target": "logged"},
+    "sequence_level": {"alpha": "0", "ce_target": "logged"},
+    "labels_only": {"alpha": "0", "ce_target": "reference"},
+    "fine_tune": {"alpha": "0", "ce_target": "logged"},
+}
+_STEMS: dict[RunRole, str] = {
+    "distilled": "distilled",
+    "sequence_level": "sequence-level",
+    "labels_only": "labels-only",
+    "fine_tune": "tuned",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """What a project offers to choose from."""
+
+    checkpoints: Sequence[Checkpoint]
+    versions: Sequence[DatasetVersion]
+
+    @property
+    def checkpoint_options(self) -> list[tuple[int, str]]:
+        return [(c.id, _labelled(c.name, c.state, "ready")) for c in self.checkpoints]
+
+    @property
+    def version_options(self) -> list[tuple[int, str]]:
+        named = ((v, f"{v.dataset.name} v{v.number}") for v in self.versions)
+        return [(v.id, _labelled(name, v.state, "frozen")) for v, name in named]
+
+    def version(self, value: str) -> DatasetVersion | None:
+        return next((v for v in self.versions if str(v.id) == value), None)
+
+    def checkpoint(self, value: str) -> Checkpoint | None:
+        return next((c for c in self.checkpoints if str(c.id) == value), None)
+
+
+def _labelled(name: str, state: str, usual: str) -> str:
+    return name if state == usual else f"{name} ({state})"
+
+
+def choices_of(session: Session, project: Project) -> Choices:
+    versions = datasets.versions_of(session, project.id)
+    return Choices(
+        [c for c in checkpoints.of_project(session, project.id) if c.state != "failed"],
+        [v for v in versions if v.state in ("frozen", "draft")],
+    )
+
+
+def first_values(session: Session, project: Project, choices: Choices) -> dict[str, str]:
+    """Return the values of a form nobody has touched: good enough to press start."""
+    frozen = next((v for v in choices.versions if v.state == "frozen"), None)
+    version = frozen or (choices.versions[0] if choices.versions else None)
+    values = {
+        **DEFAULTS,
+        "freeze_embeddings": "",
+        "role": DISTILLED,
+        "preset": "balanced",
+        "teacher_id": str(project.teacher_id or ""),
+        "student_id": str(project.student_id or ""),
+        "dataset_version_id": str(version.id if version else ""),
+        "group": f"{version.dataset.name}-v{version.number}" if version else "",
+        "parent": "",
+    }
+    return with_role(session, project, choices, values)
+
+
+def cloned_values(session: Session, project: Project, parent: Run) -> dict[str, str]:
+    """Return a run's values as the start of another."""
+    spec = RunSpec.model_validate(parent.spec)
+    values = {
+        **knobs.values_of(spec),
+        "role": spec.effective_role,
+        "preset": "",
+        "teacher_id": str(spec.teacher_id or ""),
+        "student_id": str(spec.student_id),
+        "dataset_version_id": str(spec.dataset_version_id),
+        "group": spec.group or "",
+        "parent": str(parent.number),
+    }
+    return {**values, "name": free_name(session, project, spec.name, spec.group)}
+
+
+def with_role(
+    session: Session, project: Project, choices: Choices, values: Mapping[str, str]
+) -> dict[str, str]:
+    """Return the values with everything that follows from the kind, and the preset's steps."""
+    role = cast("RunRole", values.get("role", DISTILLED))
+    if role not in _OBJECTIVES:
+        role = DISTILLED
+    changed = {**values, "role": role, **_OBJECTIVES[role]}
+    if role == FINE_TUNE:
+        changed |= {"top_layers": str(TUNED_LAYERS), "group": ""}
+        if changed["student_id"] == str(project.student_id or ""):
+            changed["student_id"] = str(project.teacher_id or "")
+        changed["teacher_id"] = ""
+    elif not changed["teacher_id"] and project.teacher_id:
+        changed["teacher_id"] = str(project.teacher_id)
+        if changed["student_id"] == changed["teacher_id"]:
+            changed["student_id"] = str(project.student_id or "")
+    changed = with_preset(choices, changed)
+    changed["name"] = free_name(session, project, stem_of(changed), changed["group"] or None)
+    return changed
+
+
+def with_preset(choices: Choices, values: Mapping[str, str]) -> dict[str, str]:
+    """Return the values with the preset's knobs filled in."""
+    preset = values.get("preset", "")
+    version = choices.version(values.get("dataset_version_id", ""))
+    splits = (version.funnel or {}).get("splits", {}) if version else {}
+    changed = dict(values)
+    changed["max_tokens"] = str(_context(choices, values))
+    if preset == "fast":
+        return changed | {
+            "steps": "20",
+            "batch_size": "8",
+            "warmup_steps": "2",
+            "validate_every": "10",
+            "snapshot_every": "10",
+            "max_train_conversations": "200",
+            "max_conversations": "50",
+        }
+    if preset not in EPOCHS:
+        return changed
+    rounds, least, most = EPOCHS[preset]
+    batch = 16
+    steps = min(max(least, -(-rounds * splits.get("train", 0) // batch)), most)
+    often = max(10, min(100, steps // (3 if preset == "balanced" else 8)))
+    return changed | {
+        "steps": str(steps),
+        "batch_size": str(batch),
+        "warmup_steps": str(max(10, steps // 30)),
+        "validate_every": str(often),
+        "snapshot_every": str(often),
+        "max_train_conversations": "",
+        "max_conversations": "",
+    }
+
+
+def _context(choices: Choices, values: Mapping[str, str]) -> int:
+    """Return how long conversations may be: 1,024 tokens, or what the checkpoints can read."""
+    found = [choices.checkpoint(values.get(name, "")) for name in ("teacher_id", "student_id")]
+    lengths = [int(c.card["context_length"]) for c in found if c is not None and c.card]
+    return min([1024, *lengths])
+
+
+def stem_of(values: Mapping[str, str]) -> str:
+    return _STEMS[cast("RunRole", values["role"])]
+
+
+def free_name(session: Session, project: Project, stem: str, group: str | None) -> str:
+    """Return the stem, or with the first number that the group has no run of yet."""
+    name, number = stem, 1
+    while queries.name_in_group(session, project.id, name, group) is not None:
+        number += 1
+        name = f"{stem}-{number}"
+    return name
+
+
+def read_spec(values: Mapping[str, str]) -> Form[RunSpec]:
+    """Build the spec a form describes; errors carry the names of its fields."""
+    form: Form[RunSpec] = Form(values=dict(values))
+    tree, errors = _tree(values)
+    role = values.get("role", DISTILLED)
+    try:
+        spec = RunSpec.model_validate(tree)
+        if role == DISTILLED and not spec.training.objective.needs_teacher:
+            errors["alpha"] = "Must be above 0: without the teacher's weight it is sequence-level."
+    except ValidationError as error:
+        for place, sentence in field_errors(error.errors(include_url=False)).items():
+            form_name = knobs.BY_PATH.get(tuple(place.split(".")), place.rpartition(".")[2])
+            errors.setdefault(form_name, sentence)
+        spec = None
+    form.errors = {k: v for k, v in errors.items() if k in knobs.BY_NAME or k in FIXED}
+    form.message = next((v for k, v in errors.items() if k not in form.errors), "")
+    form.data = spec if not errors else None
+    return form
+
+
+def _tree(values: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the nested values of a spec, and what could not be read."""
+    errors: dict[str, str] = {}
+    tree: dict[str, Any] = {"training": {"objective": {}, "schedule": {"betas": ["0.9", "0.95"]}}}
+    for knob in knobs.KNOBS:
+        value = _read(knob, values.get(knob.name, ""), errors)
+        _put(tree, knob.path, value)
+    role = values.get("role", DISTILLED)
+    objective = tree["training"]["objective"]
+    if role != DISTILLED:
+        objective |= {"kind": "ce", "alpha": 0}
+    if role in _OBJECTIVES and role != FINE_TUNE:
+        objective["ce_target"] = _OBJECTIVES[role]["ce_target"]
+    tree["training"].setdefault("render", {})["answer"] = objective["ce_target"]
+    tree["name"] = values.get("name", "").strip()
+    tree["group"] = values.get("group", "").strip() or None
+    tree["role"] = FINE_TUNE if role == FINE_TUNE else None
+    tree["teacher_id"] = values.get("teacher_id") or None
+    for name, words in (
+        ("student_id", "Choose a checkpoint."),
+        ("dataset_version_id", "Choose a dataset version."),
+    ):
+        tree[name] = values.get(name) or 0
+        if not values.get(name):
+            errors[name] = words
+    return tree, errors
+
+
+def _read(knob: knobs.Knob, text: str, errors: dict[str, str]) -> Any:
+    text = text.strip()
+    if knob.kind == "flag":
+        return text in ("true", "on")
+    if not text:
+        if not knob.optional:
+            errors[knob.name] = "Is needed."
+        return None if knob.optional else text
+    if knob.kind == "grid":
+        return [part for part in text.replace(",", " ").split() if part]
+    return text
+
+
+def _put(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
+    place: Any = tree
+    for part in path[:-1]:
+        place = place.setdefault(part, {})
+    if isinstance(place, list):
+        place[int(path[-1])] = value
+    else:
+        place[path[-1]] = value
+
+
+def specs_of(form: Form[RunSpec], also: Sequence[str]) -> list[RunSpec]:
+    """Return the form's run and those started beside it, at equal steps."""
+    if form.data is None:
+        return []
+    values = {k: str(v) for k, v in form.values.items()}
+    others: list[RunSpec] = []
+    for role in COMPARED:
+        if role in also and role != form.data.effective_role:
+            changed = {**values, "role": role, **_OBJECTIVES[role]}
+            changed["name"] = stem_of(changed)
+            other = read_spec(changed)
+            if other.data is not None:
+                others.append(other.data)
+    return [form.data, *others]
+
+
+def named_apart(session: Session, project: Project, specs: Sequence[RunSpec]) -> list[RunSpec]:
+    """Give the runs beside the first names their group does not have yet."""
+    return [
+        spec
+        if at == 0
+        else spec.model_copy(update={"name": free_name(session, project, spec.name, spec.group)})
+        for at, spec in enumerate(specs)
+    ]
+
+
+def estimates(
+    session: Session, project: Project, specs: Sequence[RunSpec], settings: Settings
+) -> tuple[list[EstimateOut], str]:
+    """Return an estimate for each run, or a sentence why there is none."""
+    try:
+        return [service.estimate(session, project, spec, settings) for spec in specs], ""
+    except AppError as error:
+        return [], error.message

@@ -1,0 +1,299 @@
+"""Pages: a new run, its estimate while the form is filled in, and its start."""
+
+import secrets
+from typing import Any
+
+import orjson
+from fastapi import APIRouter, Depends, Request
+from sqlalchemy.orm import Session
+from starlette.responses import RedirectResponse, Response
+
+from app.dashboard import knobs, new_run, run_view
+from app.dashboard.run_pages import address, crumbs
+from app.errors import AppError
+from app.evaluations import service as evaluations
+from app.metrics.formatting import duration, number
+from app.projects.api import ProjectDep
+from app.projects.models import Project
+from app.runs import service
+from app.runs.models import Run
+from app.runs.schemas import EstimateOut, Seconds
+from app.security.permissions import Permission
+from app.settings import Settings
+from app.specs.checkpoint import CheckpointCard, compression
+from app.specs.training import RunSpec
+from app.web.deps import CurrentUser, SessionDep, SettingsDep, require
+from app.web.forms import Form
+from app.web.templating import render
+
+router = APIRouter(include_in_schema=False, prefix="/projects/{project}/runs")
+WRITE = [require(Permission.WRITE)]
+Values = dict[str, Any]
+SPLITS = ("train", "validation", "test")
+LABELS = {
+    **{name: knob.label for name, knob in knobs.BY_NAME.items()},
+    "student_id": "Student",
+    "dataset_version_id": "Data",
+    "teacher_id": "Teacher",
+}
+
+
+async def posted(request: Request) -> Values:
+    """Return the form's texts; `also` may be given more than once.
+
+    A setting that the chosen kind does not show is not sent: its default stands in.
+    """
+    form = await request.form()
+    sent = {k: v for k, v in form.items() if isinstance(v, str) and k != "csrf_token"}
+    values: Values = {**new_run.DEFAULTS, **sent}
+    values["also"] = [v for v in form.getlist("also") if isinstance(v, str)]
+    return values
+
+
+Posted = Depends(posted)
+
+
+@router.get("/new", name="runs.new", dependencies=WRITE)
+def new(
+    request: Request, project: ProjectDep, session: SessionDep, settings: SettingsDep
+) -> Response:
+    choices = new_run.choices_of(session, project)
+    parent = _parent(session, project, request.query_params.get("from", ""))
+    if parent is not None:
+        values: Values = new_run.cloned_values(session, project, parent)
+    else:
+        values = new_run.first_values(session, project, choices)
+        role = request.query_params.get("role")
+        if role:
+            values = new_run.with_role(session, project, choices, {**values, "role": role})
+        student = request.query_params.get("student", "")
+        if choices.checkpoint(student) is not None:
+            values = {**values, "student_id": student}
+    return _page(request, session, project, settings, {**values, "also": []})
+
+
+@router.post("/new/estimate", name="runs.estimate", dependencies=WRITE)
+def estimate(
+    request: Request,
+    project: ProjectDep,
+    session: SessionDep,
+    settings: SettingsDep,
+    values: Values = Posted,
+) -> Response:
+    """Answer any change of a knob: cover, times, disk, warnings, and whether it can start."""
+    return _page(request, session, project, settings, values, block="before")
+
+
+@router.post("/new/fill", name="runs.fill", dependencies=WRITE)
+def fill(
+    request: Request,
+    project: ProjectDep,
+    session: SessionDep,
+    settings: SettingsDep,
+    values: Values = Posted,
+) -> Response:
+    """Fill the form anew after another kind, preset, data, or a mend was chosen."""
+    filled = _filled(session, project, values)
+    return _page(request, session, project, settings, filled, block="form")
+
+
+def _filled(session: Session, project: Project, values: Values) -> Values:
+    choices, what = new_run.choices_of(session, project), values.get("fill", "")
+    mend = _mend(values.pop("set", ""))
+    if mend.get("kind") == "ce":
+        what, mend = "role", {"role": "sequence_level"}
+    changed = {**values, **mend}
+    if what == "role":
+        return new_run.with_role(session, project, choices, changed)
+    if what == "preset":
+        return new_run.with_preset(choices, changed)
+    return changed
+
+
+def _mend(text: str) -> dict[str, str]:
+    try:
+        found = orjson.loads(text) if text else {}
+    except ValueError:
+        return {}
+    known = {*knobs.BY_NAME, "kind"}
+    return {k: str(v) for k, v in found.items() if k in known} if isinstance(found, dict) else {}
+
+
+@router.post("", name="runs.start", dependencies=WRITE)
+def start(
+    request: Request,
+    project: ProjectDep,
+    session: SessionDep,
+    settings: SettingsDep,
+    user: CurrentUser,
+    values: Values = Posted,
+) -> Response:
+    form = new_run.read_spec(values)
+    if form.data is not None:
+        try:
+            started = _start_all(session, project, form, values, user)
+        except AppError as error:
+            session.rollback()
+            form.refuse(error)
+        else:
+            first = started[0]
+            alone = len(started) == 1 or first.group is None
+            group = f"/projects/{project.slug}/runs?group={first.group}"
+            target = address(project, first.number) if alone else group
+            return RedirectResponse(target, status_code=303)
+    return _page(request, session, project, settings, values, form=form, status=422)
+
+
+def _start_all(
+    session: Session, project: Project, form: Form[RunSpec], values: Values, user: CurrentUser
+) -> list[Run]:
+    """Start the form's run and those chosen beside it, or none of them."""
+    parent = _parent(session, project, values.get("parent", ""))
+    specs = new_run.specs_of(form, values["also"])
+    return [
+        evaluations.start_run(
+            session,
+            project,
+            spec,
+            owner=user.name,
+            owner_id=user.user_id,
+            parent_id=parent.id if parent is not None and at == 0 else None,
+            key=f"{values['key']}:{spec.effective_role}" if values.get("key") else None,
+        )
+        for at, spec in enumerate(new_run.named_apart(session, project, specs))
+    ]
+
+
+def _parent(session: Session, project: Project, number: str) -> Run | None:
+    return service.get(session, project, int(number)).run if number.isdecimal() else None
+
+
+def _page(
+    request: Request,
+    session: Session,
+    project: Project,
+    settings: Settings,
+    values: Values,
+    *,
+    form: Form[RunSpec] | None = None,
+    block: str | None = None,
+    status: int = 200,
+) -> Response:
+    form = form or new_run.read_spec(values)
+    choices = new_run.choices_of(session, project)
+    parent = _parent(session, project, str(values.get("parent", "")))
+    specs = new_run.specs_of(form, values["also"])
+    if form.data is None and status != 422:  # noqa: PLR2004 - errors show beside the button first
+        specs = []
+    found, refused = new_run.estimates(session, project, specs, settings)
+    changes = _changes(session, parent, form)
+    context = {
+        "project": project,
+        "crumbs": crumbs(project, ("New run", None)),
+        "nav": "runs",
+        "form": form,
+        "also": values["also"],
+        "key": values.get("key") or secrets.token_urlsafe(12),
+        "parent": parent,
+        "changes": changes,
+        "changed": {change.name for change in changes},
+        "next_number": project.last_run_number + 1,
+        "kinds": new_run.KINDS,
+        "presets": new_run.PRESETS,
+        "others": [k for k in new_run.KINDS if k[0] in new_run.COMPARED],
+        "knobs": {group: knobs.of_group(group) for group in (knobs.OBJECTIVE, *knobs.GROUPS)},
+        "labels": LABELS,
+        "choices": choices,
+        "hints": _hints(choices, values),
+        "estimate": found[0] if found else None,
+        "blocked": refused or _blocked(specs, found) or _unread(form),
+        "warnings": _warnings(specs, found),
+        "times": _times(found),
+        "submitted": status != 200,  # noqa: PLR2004 - a first look shows no summary of errors
+    }
+    return render(request, "runs/new.html", context, block=block, status=status)
+
+
+def _changes(session: Session, parent: Run | None, form: Form[RunSpec]) -> list[knobs.Change]:
+    if parent is None or form.data is None:
+        return []
+    spec = form.data
+    shadow = Run(
+        teacher_id=spec.teacher_id,
+        student_id=spec.student_id,
+        dataset_version_id=spec.dataset_version_id,
+        checkpoint_id=None,
+    )
+    return run_view.changes_between(session, parent, shadow, spec)
+
+
+def _unread(form: Form[RunSpec]) -> str:
+    """Return what keeps the form from being read, in one sentence."""
+    if form.data is not None:
+        return ""
+    if not form.errors:
+        return form.message
+    name, words = next(iter(form.errors.items()))
+    return f"{LABELS.get(name, name.capitalize())}: {words}"
+
+
+def _blocked(specs: list[RunSpec], found: list[EstimateOut]) -> str:
+    for spec, one in zip(specs, found, strict=True):
+        if one.blocked:
+            beside = f"“{spec.name}”: " if spec is not specs[0] else ""
+            return f"{beside}{one.blocked}"
+    return ""
+
+
+def _warnings(specs: list[RunSpec], found: list[EstimateOut]) -> list[str]:
+    """Return each warning once, whichever run it belongs to."""
+    del specs
+    return list(dict.fromkeys(words for one in found for words in one.warnings))
+
+
+def range_words(seconds: Seconds) -> str:
+    """Return `about 58 m (52 m–1 h 6 m)`."""
+    low, high = duration(seconds.low), duration(seconds.high)
+    about = f"about {duration(seconds.middle)}"
+    return about if low == high else f"{about} ({low}–{high})"
+
+
+def _times(found: list[EstimateOut]) -> list[tuple[str, str, str]]:
+    """Return (what, how long, why) of each phase and of all runs together."""
+    if not found:
+        return []
+    lines = [
+        (
+            run_view.PHASE_NAMES[part.phase],
+            range_words(part.seconds) if part.seconds else "not known",
+            part.basis,
+        )
+        for part in found[0].parts
+        if part.seconds is None or part.seconds.high > 0
+    ]
+    known = [one.seconds for one in found if one.seconds is not None]
+    if len(known) == len(found):
+        total = known[0]
+        for more in known[1:]:
+            total = total + more
+        words = "In all" if len(found) == 1 else f"All {len(found)} runs"
+        lines.append((words, range_words(total), ""))
+    return lines
+
+
+def _hints(choices: new_run.Choices, values: Values) -> dict[str, str]:
+    """Return what to know of the rows chosen: compression, counts, state."""
+    hints = {"student_id": "", "dataset_version_id": ""}
+    teacher = choices.checkpoint(str(values.get("teacher_id", "")))
+    student = choices.checkpoint(str(values.get("student_id", "")))
+    if student is not None and student.card and teacher is not None and teacher.card:
+        cards = [CheckpointCard.model_validate(row.card) for row in (teacher, student)]
+        ratio = compression(cards[0], cards[1]).compute
+        hints["student_id"] = f"{number(ratio, 1)}× less compute per token than the teacher"
+    version = choices.version(str(values.get("dataset_version_id", "")))
+    if version is not None and version.funnel:
+        splits = version.funnel.get("splits", {})
+        parts = ", ".join(f"{number(splits[s])} {s}" for s in SPLITS if splits.get(s))
+        references = version.funnel.get("references", 0)
+        hints["dataset_version_id"] = f"{parts}; {number(references)} with a reference"
+    return hints

@@ -1,0 +1,58 @@
+"""A home that nothing serves: reading starts only its database, writing is refused."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from app.cli import app as cli
+from app.cli import connect
+from app.cli.connect import in_process
+from app.local.home import HomeLock
+from app.local.postgres import TEST_OPTIONS, Postgres
+from app.settings import Settings
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    for name in ("DATABASE_URL", "REDIS_URL", "STILLHOUSE_DATABASE_URL", "STILLHOUSE_REDIS_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("STILLHOUSE_HOME", str(tmp_path / "h"))
+    return tmp_path / "h"
+
+
+def test_reading_needs_no_server(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nothing = CliRunner().invoke(cli, ["projects", "list"])
+    assert nothing.exit_code == 3
+    assert "There is nothing in" in nothing.stderr
+    postgres = Postgres(home / "postgres", options=TEST_OPTIONS)
+    postgres.start()
+    with in_process(Settings(home=home, database_url=postgres.url())) as api:
+        api.post("/projects", {"name": "Tickets"})
+    postgres.stop()
+
+    read = CliRunner().invoke(cli, ["projects", "list", "--json"])
+    assert read.exit_code == 0, read.stderr
+    assert [p["slug"] for p in json.loads(read.stdout)] == ["tickets"]
+    assert not (home / "postgres" / "data" / "postmaster.pid").exists(), "stopped again"
+    assert (home / "token").stat().st_mode & 0o777 == 0o600
+
+    write = CliRunner().invoke(cli, ["projects", "create", "x"])
+    assert write.exit_code == 3
+    assert "stillhouse up" in write.stderr
+
+    monkeypatch.setattr(connect, "LOCK_PATIENCE_SECONDS", 0)
+    with HomeLock(home, doing="being read"):
+        refused = CliRunner().invoke(cli, ["projects", "list"])
+    assert refused.exit_code == 3
+    assert "is being read already" in refused.stderr
+
+
+@pytest.mark.usefixtures("home")
+def test_a_server_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STILLHOUSE_URL", "http://127.0.0.1:9")
+    refused = CliRunner().invoke(cli, ["projects", "create", "x"])
+    assert refused.exit_code == 3
+    assert "http://127.0.0.1:9" in refused.stderr

@@ -1,0 +1,108 @@
+"""The whole journey in Chromium: from the set-up link to the compare table, on real workers."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import structlog
+from fastapi import FastAPI
+from playwright.sync_api import Page
+
+from app.accounts import service as accounts
+from app.db.session import make_engine, make_session_factory, transaction
+from app.main import create_app
+from app.settings import Settings
+from tests.support.browser import (
+    NARROW,
+    WIDE,
+    Complaints,
+    axe,
+    chromium,
+    ensure_assets,
+    serving,
+    wider_than_the_window,
+)
+from tests.support.journey import Journey
+from tests.support.traffic import REFERENCE_PATH, write_log
+from tests.support.workers import working
+from tests.workers.distill import tiny
+from workers.distill.checkpoints import save_checkpoint
+
+pytestmark = [pytest.mark.slow, pytest.mark.browser]
+THEMES = ("light", "dark")
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    """Only warnings: a browser asks for hundreds of files."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+    yield
+    structlog.reset_defaults()
+
+
+@pytest.fixture
+def own_settings(settings: Settings, own_database: str) -> Settings:
+    return settings.model_copy(update={"database_url": own_database, "heartbeat_seconds": 1.0})
+
+
+@pytest.fixture
+def served(own_settings: Settings) -> Iterator[tuple[str, FastAPI]]:
+    ensure_assets()
+    app = create_app(own_settings)
+    with serving(app) as address:
+        yield address, app
+
+
+@pytest.fixture
+def page() -> Iterator[Page]:
+    with chromium() as browser:
+        # Without motion no colour is measured halfway through a change of theme.
+        context = browser.new_context(viewport=WIDE, reduced_motion="reduce")
+        page = context.new_page()
+        page.set_default_timeout(10_000)
+        yield page
+        context.close()
+
+
+class Inspector:
+    """Looks at every screen: accessibility in both themes, and no sideways scroll when narrow."""
+
+    def __init__(self) -> None:
+        self.screens: list[str] = []
+        self.problems: list[str] = []
+
+    def __call__(self, name: str, page: Page) -> None:
+        self.screens.append(name)
+        for theme in THEMES:
+            page.evaluate(f"document.documentElement.dataset.bsTheme = '{theme}'")
+            self.problems += [f"{name}, {theme}: {found}" for found in axe(page)]
+        page.evaluate("document.documentElement.dataset.bsTheme = 'light'")
+        page.set_viewport_size(NARROW)
+        self.problems += [f"{name}, 360 px: {found}" for found in wider_than_the_window(page)]
+        page.set_viewport_size(WIDE)
+
+
+def test_from_the_setup_link_to_the_comparison(
+    served: tuple[str, FastAPI], page: Page, own_settings: Settings, tmp_path: Path
+) -> None:
+    log, teacher = tmp_path / "traffic.jsonl", tmp_path / "teacher"
+    write_log(log, 60)
+    save_checkpoint(tiny.llama(layers=4), tiny.tokenizer(), teacher)
+    engine = make_engine(own_settings.require_database_url())
+    factory = make_session_factory(engine)
+    with transaction(factory) as session:
+        secret = accounts.ensure_setup_link(session)
+
+    complaints, inspector = Complaints(page), Inspector()
+    journey = Journey(page, served[0], inspector)
+    with working(factory, own_settings):
+        journey.first_account(f"/setup/{secret}")
+        journey.sign_in()
+        journey.new_project()
+        journey.teacher(teacher)
+        journey.data(log, REFERENCE_PATH)
+        journey.student(depth=1)
+    engine.dispose()
+    assert not complaints.found, "\n".join(complaints.found)
+    assert not inspector.problems, "\n".join(inspector.problems)

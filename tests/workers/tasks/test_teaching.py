@@ -1,0 +1,55 @@
+"""Teacher rows are used only where both tokenizers agree on the project's own texts."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.workers.distill import tiny
+from workers.distill.callbacks import Silent
+from workers.distill.errors import TokenizerError
+from workers.tasks.teaching import Pair, require_same_ids
+
+
+class Heard(Silent):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def log(self, text: str, level: str = "info") -> None:
+        self.lines.append(text)
+
+
+def pair(tmp_path: Path, *, rows: int = 512) -> Pair:
+    for name in ("teacher", "student"):
+        tiny.tokenizer().save_pretrained(tmp_path / name)
+    return Pair(
+        teacher=str(tmp_path / "teacher"),
+        student=str(tmp_path / "student"),
+        teacher_rows=512,
+        student_rows=rows,
+    )
+
+
+def test_equal_tokenizers_pass_and_say_on_how_many_texts(tmp_path: Path) -> None:
+    heard = Heard()
+    conversations = list(tiny.tickets(4))
+    require_same_ids(pair(tmp_path), conversations, heard)
+    texts = {m.content for c in conversations for m in c.messages}
+    [line] = heard.lines
+    assert line.startswith("Tokenizers: Identical: ")
+    assert f"on {len(texts)} texts of this project" in line
+
+
+def test_a_student_that_splits_other_words_fails_with_the_sentence(tmp_path: Path) -> None:
+    found = pair(tmp_path)
+    file = tmp_path / "student" / "tokenizer.json"
+    content = json.loads(file.read_text())
+    content["model"]["merges"] = content["model"]["merges"][:-40]
+    file.write_text(json.dumps(content))
+    with pytest.raises(TokenizerError, match="probabilities belong to other tokens"):
+        require_same_ids(found, list(tiny.tickets(4)), Silent())
+
+
+def test_missing_rows_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(TokenizerError, match="some ids have no weights"):
+        require_same_ids(pair(tmp_path, rows=10), list(tiny.tickets(4)), Silent())
