@@ -65,8 +65,8 @@ class Journey:
         page.select_option("#f-deciding_metric", "exact_match")
         page.fill("#f-tolerance", "2")
         self.see("new_project")
-        self.press("Make project")
-        page.wait_for_url("**/projects*")
+        self.press("Make the project")
+        page.wait_for_url("**/projects/tickets")
         self.see("project_empty")
 
     def teacher(self, folder: Path) -> None:
