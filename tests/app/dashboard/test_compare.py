@@ -172,6 +172,17 @@ def test_waiting_failed_and_unlike_rows(three: World, signed_in: TestClient) -> 
     assert rows_of(only) == [f"#{waiting.number} waiting"]
 
 
+def test_without_the_teacher_nothing_is_said_of_the_tolerance(
+    world: World, signed_in: TestClient
+) -> None:
+    world.finish(world.start("kd"), 90)
+    world.session.commit()
+    text = signed_in.get(PAGE).text
+    assert "The teacher is not evaluated on this set yet" in text
+    assert "kd is not compared: there is no other row." in text
+    assert rows_of(text) == ["#1 kd"]
+
+
 @pytest.mark.usefixtures("three")
 def test_partial_requests_get_the_block(signed_in: TestClient) -> None:
     text = signed_in.get(PAGE, headers=PARTIAL).text
