@@ -205,6 +205,16 @@ def test_the_csv_has_the_rows_and_settings_shown(signed_in: TestClient) -> None:
     assert rows[1]["α"] == ""
 
 
+@pytest.mark.usefixtures("three")
+def test_markdown_is_a_table_with_intervals(signed_in: TestClient, api_client: TestClient) -> None:
+    text = signed_in.get(PAGE, params={"format": "md"}).text
+    lines = text.splitlines()
+    assert lines[0].startswith("| Name | Role | Exact match % |")
+    assert lines[4].startswith("| kd | distilled | 95.0 (88.7 … 97.9) n 100 |")
+    assert len({line.count("|") for line in lines}) == 1
+    assert api_client.get(f"/api/v1{PAGE[:-7]}comparison?format=md").text == text
+
+
 def test_hostile_names_are_text(world: World, signed_in: TestClient) -> None:
     run = world.start(EVIL, group=EVIL)
     world.anchors()
