@@ -29,6 +29,7 @@ from app.web.templating import render
 router = APIRouter(include_in_schema=False, prefix="/projects/{project}/runs")
 WRITE = [require(Permission.WRITE)]
 Values = dict[str, Any]
+ANCHORS = "Teacher and undistilled student come on top where this set has not measured them yet."
 SPLITS = ("train", "validation", "test")
 LABELS = {
     **{name: knob.label for name, knob in knobs.BY_NAME.items()},
@@ -266,7 +267,7 @@ def _times(found: list[EstimateOut]) -> list[tuple[str, str, str]]:
         (
             run_view.PHASE_NAMES[part.phase],
             range_words(part.seconds) if part.seconds else "not known",
-            part.basis,
+            f"{part.basis} {ANCHORS}" if part.phase == "evaluate" else part.basis,
         )
         for part in found[0].parts
         if part.seconds is None or part.seconds.high > 0

@@ -99,6 +99,8 @@ def page_of(
         "lines": _lines(session, project, views),
         "groups": queries.groups(session, project.id),
         "states": STATES,
+        # Further pages stand still: what they poll for would be the first one.
+        "live": state.after is None and any(view.alive for view in views),
         "any": bool(rows) or bool(project.last_run_number),
         "metric": project.deciding_metric,
     }
