@@ -181,6 +181,7 @@ def test_stop_asks_the_worker_to_keep_or_discard(
     assert workshop.state_of(1, "train") == ("cancelled" if kept else "queued")
     if kept:
         measured(workshop, parts, 1, 36)
+        workshop.bring(1, "evaluate", JobState.SUCCEEDED)
         page = pages.get(f"{RUNS}/1").text
         assert "its result stands below" in page
         assert "Evaluate what was kept" not in page
