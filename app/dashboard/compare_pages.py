@@ -7,8 +7,8 @@ from starlette.responses import Response
 
 from app.dashboard.compare_state import CompareState, Order
 from app.dashboard.compare_view import compare_page
-from app.evaluations.api import ChoiceDep, csv_answer
-from app.metrics.tables import to_csv
+from app.evaluations.api import ChoiceDep, download
+from app.metrics.tables import comparison_table, to_csv, to_markdown
 from app.projects.api import ProjectDep
 from app.security.permissions import Permission
 from app.web.deps import SessionDep, require
@@ -36,11 +36,14 @@ def compare(
     project: ProjectDep,
     session: SessionDep,
     state: Annotated[CompareState, Depends(_state)],
-    format: Literal["html", "csv"] = "html",  # noqa: A002 - the query's name
+    format: Literal["html", "csv", "md"] = "html",  # noqa: A002 - the query's name
 ) -> Response:
     page = compare_page(session, project, state)
     if format == "csv":
-        return csv_answer(to_csv(page.csv), f"{project.slug}-comparison.csv")
+        return download(to_csv(page.csv), f"{project.slug}-comparison.csv")
+    if format == "md":
+        text = to_markdown(comparison_table(page.comparison))
+        return download(text, f"{project.slug}-comparison.md")
     home = f"/projects/{project.slug}"
     context = {
         "project": project,

@@ -38,10 +38,10 @@ class CompareState:
             return "none"
         return "ascending" if self.order == "asc" else "descending"
 
-    @property
-    def csv(self) -> str:
+    def download(self, kind: str) -> str:
+        """Return the address of the table as csv or md."""
         joint = "&" if "?" in self.address else "?"
-        return f"{self.address}{joint}format=csv"
+        return f"{self.address}{joint}format={kind}"
 
     def pairs(self, without: Sequence[str] = ()) -> list[tuple[str, str]]:
         """Return the query, for hidden fields of a form."""

@@ -403,6 +403,8 @@ def _columns(work: _Work, shown: Sequence[str]) -> list[Column]:
 
 def _summary(work: _Work, found: Mapping[str, Difference]) -> tuple[str, ...]:
     """Return one sentence a verdict, where several runs are compared with the teacher."""
+    if work.cells and work.comparison.teacher is None:
+        return ("The teacher is not evaluated on this set yet: the tolerance is not judged.",)
     runs = [row for row in work.compared.rows if row.run is not None and row.name in found]
     if len(runs) < 2:  # noqa: PLR2004 - one run has its own sentence
         return ()

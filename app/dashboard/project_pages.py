@@ -94,7 +94,15 @@ def _edit_page(
 
 @router.get("/{project}/edit", name="projects.edit", dependencies=WRITE)
 def edit(request: Request, project: ProjectDep, session: SessionDep) -> Response:
-    names = ("name", "goal", "description", "deciding_metric", "teacher_id", "student_id")
+    names = (
+        "name",
+        "goal",
+        "description",
+        "deciding_metric",
+        "teacher_id",
+        "student_id",
+        "version",
+    )
     values = {name: getattr(project, name) for name in names}
     values["tolerance"] = f"{projects.shown_tolerance(project):g}"
     form = empty_form(**{name: value for name, value in values.items() if value is not None})

@@ -15,7 +15,7 @@ from app.evaluations.schemas import (
     ExampleFilter,
     ExamplesOut,
 )
-from app.metrics.tables import figures_table, to_csv
+from app.metrics.tables import comparison_table, figures_table, to_csv, to_markdown
 from app.projects.api import ProjectDep
 from app.security.permissions import Permission
 from app.web.deps import SessionDep, SettingsDep, require
@@ -42,13 +42,13 @@ def choice_of(
 ChoiceDep = Annotated[Choice, Depends(choice_of)]
 
 
-def csv_answer(text: str, filename: str) -> Response:
-    """Return a CSV download; the mark tells spreadsheets that it is UTF-8."""
-    disposition = f'attachment; filename="{filename}"'
+def download(text: str, filename: str) -> Response:
+    """Return a table as a file: CSV begins with the mark that tells spreadsheets of UTF-8."""
+    is_csv = filename.endswith(".csv")
     return Response(
-        "\ufeff" + text,
-        media_type="text/csv; charset=utf-8",
-        headers={"Content-Disposition": disposition},
+        "\ufeff" + text if is_csv else text,
+        media_type="text/csv; charset=utf-8" if is_csv else "text/markdown; charset=utf-8",
+        headers={"Content-Disposition": f'attachment; filename="{filename}"'},
     )
 
 
@@ -61,12 +61,14 @@ def comparison(
     format: str | None = None,  # noqa: A002 - the query's name
 ) -> Response:
     """Compare runs, evaluations or a group (default: the last group that has finished)."""
-    if format not in (None, "json", "csv"):
-        raise InvalidInput(f"There is no format “{format}”: take json or csv.")
+    if format not in (None, "json", "csv", "md"):
+        raise InvalidInput(f"There is no format “{format}”: take json, csv or md.")
     found = compare_chosen(session, project, choice)
     accepted = request.headers.get("accept", "")
     if format == "csv" or (format is None and accepted.startswith("text/csv")):
-        return csv_answer(to_csv(figures_table(found)), f"{project.slug}-comparison.csv")
+        return download(to_csv(figures_table(found)), f"{project.slug}-comparison.csv")
+    if format == "md":
+        return download(to_markdown(comparison_table(found)), f"{project.slug}-comparison.md")
     return JSONResponse(found.as_json())
 
 

@@ -85,7 +85,3 @@ def parameters(count: float) -> str:
 
 def compression(ratio: float) -> str:
     return f"{number(ratio, 1)}×"
-
-
-def estimate_minutes(value: float, low: float, high: float) -> str:
-    return f"about {number(value)} min ({number(low)}–{number(high)})"

@@ -198,25 +198,6 @@ def _around(value: float, error: float, df: float, confidence: float, bound: flo
     return Estimate(value, max(value - half, -bound), min(value + half, bound), p)
 
 
-def bootstrap_difference(
-    a: ClusterSums,
-    b: ClusterSums,
-    *,
-    resamples: int = 2000,
-    seed: int = 0,
-    confidence: float = 0.95,
-) -> Estimate:
-    """Return a − b with the percentile interval of a paired bootstrap over clusters."""
-    groups = a.sums.size
-    weights = np.random.default_rng(seed).multinomial(
-        groups, np.full(groups, 1.0 / groups), size=resamples
-    )
-    draws = weights @ a.sums / (weights @ a.counts) - weights @ b.sums / (weights @ b.counts)
-    tail = (1.0 - confidence) / 2.0
-    low, high = np.quantile(draws, [tail, 1.0 - tail])
-    return Estimate(_residuals(a)[0] - _residuals(b)[0], float(low), float(high))
-
-
 def holm(p_values: list[float]) -> list[float]:
     """Return Holm's (1979) adjusted p-values in the given order."""
     order = sorted(range(len(p_values)), key=p_values.__getitem__)

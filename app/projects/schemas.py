@@ -43,6 +43,8 @@ class ProjectEdit(ProjectBasics):
     name: str | None = Field(default=None, min_length=1, max_length=80)
     teacher_id: int | None = None
     student_id: int | None = None
+    version: int | None = None
+    """The version that was read; an edit of an older one is refused. None asks for no check."""
 
 
 class ProjectOut(BaseModel):
@@ -57,3 +59,4 @@ class ProjectOut(BaseModel):
     tolerance: float
     teacher_id: int | None
     student_id: int | None
+    version: int

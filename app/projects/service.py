@@ -5,7 +5,7 @@ import unicodedata
 
 from sqlalchemy.orm import Session
 
-from app.errors import InvalidInput, NotFound
+from app.errors import Conflict, InvalidInput, NotFound
 from app.metrics.registry import METRICS
 from app.projects import queries
 from app.projects.models import Project
@@ -54,6 +54,11 @@ def create(session: Session, data: ProjectCreate, *, owner_id: int | None) -> Pr
 
 def edit(session: Session, project: Project, data: ProjectEdit) -> Project:
     """Change name, goal, teacher and student, deciding metric and tolerance."""
+    if data.version is not None and data.version != project.version:
+        raise Conflict(
+            "Somebody changed the project since this form was opened. Reload it to see what is "
+            "there now, then make your change again."
+        )
     _check_roles(session, project, data)
     if data.name is not None:
         _rename(project, data.name)

@@ -19,6 +19,7 @@ from app.specs.checkpoint import CheckpointCard
 from app.specs.conversation import ImportFunnel
 from app.specs.events import ErrorEvent
 from app.specs.jobs import FreezeJob, JobKind, JobState, Queue
+from app.specs.training import RunSpec
 
 EVIL = '<script>alert(1)</script><b hx-get="/x">"'
 CARD = CheckpointCard(
@@ -156,13 +157,19 @@ def run(
     **ids: int | None,
 ) -> Run:
     """Make a run whose one job, the training, is in a state."""
+    spec = RunSpec(
+        name=name,
+        teacher_id=ids.get("teacher_id"),
+        student_id=ids.get("student_id") or 0,
+        dataset_version_id=ids.get("dataset_version_id") or 0,
+    )
     row = Run(
         project_id=of.id,
         number=number,
         name=name,
         role=role,
         group=group,
-        spec={},
+        spec=spec.model_dump(mode="json"),
         spec_hash="",
         **ids,
     )

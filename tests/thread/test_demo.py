@@ -17,7 +17,7 @@ from app.demo.setting import QUICK, DemoSetting
 from app.demo.steps import STEPS, Demo
 from app.main import create_app
 from app.settings import Settings
-from tests.support.workers import working
+from tests.support.workers import working_here
 from tests.workers.distill.tiny import llama, tokenizer
 from workers.distill.checkpoints import save_checkpoint
 
@@ -75,7 +75,7 @@ def api(settings: Settings, own_database: str) -> Iterator[Api]:
         httpx.Client(
             transport=InProcess(app, portal), base_url="http://127.0.0.1", headers=headers
         ) as http,
-        working(parts.sessions, own),
+        working_here(parts.sessions, own),
     ):
         yield Api(http, patience=0)
     engine.dispose()

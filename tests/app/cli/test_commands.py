@@ -5,11 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from app.web.deps import Services
 from tests.app.cli.conftest import Run
-from tests.support.workers import working
+from tests.support.workers import working_here
 from tests.workers.distill.tiny import llama, tokenizer
 from workers.distill.checkpoints import save_checkpoint
 
@@ -75,13 +73,12 @@ def test_hub_ids_become_downloads(run_json: RunJson, project: str) -> None:
     assert made["state"] == "registering"
 
 
-@pytest.mark.slow
 def test_an_import_prints_a_funnel_that_adds_up(
     run: Run, run_json: RunJson, project: str, parts: Services, tmp_path: Path
 ) -> None:
     log = tmp_path / "traffic.jsonl"
     write_log(log, 4)
-    with working(parts.sessions, parts.settings):
+    with working_here(parts.sessions, parts.settings):
         funnel = run_json("import", log, "--project", project, "--dataset", "traffic")
         shown = run("import", log, "--project", project, "--dataset", "traffic").stdout
         frozen = run_json("datasets", "freeze", "traffic@1", "--project", project, "--wait")
@@ -107,14 +104,13 @@ def test_an_import_prints_a_funnel_that_adds_up(
     assert "traffic@1" in run("datasets", "list", "--project", project).stdout
 
 
-@pytest.mark.slow
 def test_checkpoints_are_registered_pruned_or_fail_with_their_reason(
     run: Run, run_json: RunJson, project: str, parts: Services, tmp_path: Path
 ) -> None:
     save_checkpoint(llama(), tokenizer(), tmp_path / "teacher")
     (tmp_path / "empty").mkdir()
     at = ("--project", project)
-    with working(parts.sessions, parts.settings):
+    with working_here(parts.sessions, parts.settings):
         add = ("checkpoints", "add", "--wait", *at)
         made = run_json(*add, "teacher", tmp_path / "teacher")
         failed = run(*add, "broken", tmp_path / "empty", exit_code=1)

