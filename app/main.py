@@ -70,7 +70,7 @@ class InsecureBind(RuntimeError):
     def __init__(self, host: str) -> None:
         super().__init__(
             f"{host} is reachable from other machines without TLS: put a TLS proxy in front and "
-            "set STILLHOUSE_BEHIND_TLS=true, or accept the risk with --insecure-http"
+            "set STILLHOUSE_BEHIND_TLS=true, or accept the risk with STILLHOUSE_INSECURE_HTTP=true"
         )
 
 

@@ -10,10 +10,12 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from sqlalchemy.exc import OperationalError
 
 from app.client.rest import Refused, Unreachable
 from app.local.home import HomeInUseError
 from app.local.postgres import LocalServerError
+from app.main import InsecureBind
 from app.settings import MissingServerError
 
 PIPED_WIDTH = 140
@@ -65,6 +67,11 @@ def reporting() -> Iterator[None]:
         yield
     except (Unreachable, HomeInUseError, LocalServerError, MissingServerError) as error:
         raise fail(str(error), Exit.UNREACHABLE) from error
+    except OperationalError as error:
+        reason = str(error.orig).strip().splitlines()[0]
+        raise fail(f"The database does not answer: {reason}", Exit.UNREACHABLE) from error
+    except InsecureBind as error:
+        raise fail(str(error), Exit.WRONG_USE) from error
     except Refused as error:
         wrong = error.status in WRONG_USE_STATUSES
         raise fail(str(error), Exit.WRONG_USE if wrong else Exit.FAILED) from error

@@ -69,6 +69,8 @@ def _refusal(answer: httpx.Response, where: str) -> Exception:
     message = body.get("message") or f"{where} answered {answer.status_code}."
     if answer.status_code == httpx.codes.UNAUTHORIZED:
         return Unreachable(f"{where} does not accept the API token of this home.")
+    if answer.is_server_error and body.get("request_id"):
+        message = f"The server failed on this request; its log tells why ({body['request_id']})."
     fields = body.get("fields") or {}
     if fields and not all(str(text) in message for text in fields.values()):
         message += " " + " ".join(f"{name}: {text}" for name, text in fields.items())

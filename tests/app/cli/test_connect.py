@@ -56,3 +56,20 @@ def test_a_server_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) ->
     refused = CliRunner().invoke(cli, ["projects", "create", "x"])
     assert refused.exit_code == 3
     assert "http://127.0.0.1:9" in refused.stderr
+
+
+@pytest.mark.usefixtures("home")
+def test_a_database_that_is_away_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_URL", "postgresql+psycopg://nobody@127.0.0.1:9/none")
+    monkeypatch.setenv("STILLHOUSE_PORT", "9")
+    refused = CliRunner().invoke(cli, ["projects", "list"])
+    assert refused.exit_code == 3
+    assert "The database does not answer" in refused.stderr
+
+
+@pytest.mark.usefixtures("home")
+def test_a_bind_in_the_clear_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STILLHOUSE_HOST", "0.0.0.0")  # noqa: S104 - what is refused
+    refused = CliRunner().invoke(cli, ["up"])
+    assert refused.exit_code == 2
+    assert "without TLS" in refused.stderr

@@ -125,6 +125,15 @@ def test_refusals_and_silence_are_told_apart(api: Api, file: Path) -> None:
     with pytest.raises(Refused, match="no project") as refused:
         upload_file(api, "nothing", file)
     assert refused.value.status == 404
+    broken = httpx.MockTransport(
+        lambda _request: httpx.Response(500, json={"message": "x", "request_id": "r-17"})
+    )
+    with (
+        httpx.Client(transport=broken, base_url="http://127.0.0.1") as http,
+        pytest.raises(Refused, match=r"its log tells why \(r-17\)") as failed,
+    ):
+        Api(http).get("/projects")
+    assert failed.value.status == 500
     api.http.headers["Authorization"] = "Bearer wrong"
     api.patience = 0
     with pytest.raises(Unreachable, match="does not accept the API token"):

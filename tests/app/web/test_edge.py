@@ -190,7 +190,7 @@ def test_commit_comes_before_the_answer_and_signals_after_it(
 
 def test_open_bind_without_tls_is_refused(settings: Settings) -> None:
     open_bind = settings.model_copy(update={"host": "0.0.0.0"})  # noqa: S104 - the case refused
-    with pytest.raises(InsecureBind, match="--insecure-http"):
+    with pytest.raises(InsecureBind, match="STILLHOUSE_INSECURE_HTTP"):
         check_bind(open_bind)
     check_bind(open_bind.model_copy(update={"insecure_http": True}))
     check_bind(open_bind.model_copy(update={"behind_tls": True}))
