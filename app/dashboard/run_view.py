@@ -155,7 +155,8 @@ def _phase_title(phase: RunPhase, line: JobLine | None) -> str:
     if job.progress and job.progress.get("total"):
         share = 100 * job.progress["done"] / job.progress["total"]
         return f"{number(share)}\u202f%"
-    return {"queued": "Next", "blocked": "To come"}.get(job.state, "Starting")
+    words = {"queued": "Next", "blocked": "To come", "starting": "Starting"}
+    return words.get(job.state, "Stopping" if state == JobState.CANCELLING else "At work")
 
 
 def left_words(view: RunView) -> str:

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from sqlalchemy import Select, exists, func, select
 from sqlalchemy.orm import Session, contains_eager
 
+from app.checkpoints.models import Checkpoint
 from app.datasets.models import Dataset, DatasetVersion, Upload
 from app.datasets.schemas import (
     TURN_RANGES,
@@ -24,6 +25,7 @@ from app.datasets.schemas import (
     ConversationPage,
 )
 from app.jobs.models import Job
+from app.projects.models import Project
 from app.specs.conversation import Conversation, ImportFunnel, Reject, Split
 from app.specs.dataset_file import COLUMNS, from_row
 from app.specs.jobs import JobKind, JobState
@@ -132,6 +134,10 @@ def view(session: Session, project_id: int, version_id: int) -> VersionView | No
 def version(session: Session, project_id: int, version_id: int) -> DatasetVersion | None:
     found = view(session, project_id, version_id)
     return found.version if found is not None else None
+
+
+def teacher_of(session: Session, project: Project) -> Checkpoint | None:
+    return session.get(Checkpoint, project.teacher_id) if project.teacher_id is not None else None
 
 
 def datasets_of(session: Session, project_id: int) -> list[tuple[str, int]]:

@@ -94,7 +94,7 @@ def _import_page(
         again=again,
     )
     here = request.url_for("datasets.upload", project=project.slug).path
-    teacher = service.teacher_of(session, project)
+    teacher = queries.teacher_of(session, project)
     context = {
         "form": form,
         "choices": choices,
@@ -202,7 +202,7 @@ def _shown(
     """Return what the page of a version shows, but for its rejects."""
     row, funnel = view.version, view.funnel
     stream = service.version_stream(row.id)
-    teacher = service.teacher_of(session, project)
+    teacher = queries.teacher_of(session, project)
     return {
         "project": project,
         "view": view,

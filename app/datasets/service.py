@@ -361,10 +361,6 @@ def reject_lines(view: VersionView, settings: Settings, reason: str | None) -> d
     }
 
 
-def teacher_of(session: Session, project: Project) -> Checkpoint | None:
-    return session.get(Checkpoint, project.teacher_id) if project.teacher_id is not None else None
-
-
 def other_models(models: Iterable[str], teacher: Checkpoint | None) -> list[str]:
     """Return the logged models that are not the project's teacher, by name; [] when none is set.
 

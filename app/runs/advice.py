@@ -36,7 +36,9 @@ FLOAT32_BYTES = 4
 FEW_JOBS = 3
 WIDER = 1.25
 """With fewer past jobs than FEW_JOBS a range reaches this factor beyond what was seen."""
-MANY_EPOCHS = 20
+MANY_EPOCHS = 60
+SLOW = 10
+"""Rates below it are told with one digit after the point."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,7 +292,7 @@ def _part(
     past = _past(session, phase)
     same = [p.rate for p in past if checkpoint is not None and p.checkpoint_id == checkpoint.id]
     if same:
-        basis = f"From {_jobs(len(same))} of this checkpoint, {number(median(same))} {unit}/s."
+        basis = f"From {_jobs(len(same))} of this checkpoint, {_rate(median(same))} {unit}/s."
         return PartOut(phase=phase, seconds=spread(amount, same), basis=basis)
     rates = _scaled(session, past, checkpoint)
     if not rates:
@@ -301,6 +303,10 @@ def _part(
         )
     basis = f"From {_jobs(len(rates))} of other checkpoints, scaled by compute per token."
     return PartOut(phase=phase, seconds=spread(amount, rates), basis=basis)
+
+
+def _rate(rate: float) -> str:
+    return number(rate, 0 if rate >= SLOW else 1)
 
 
 def _jobs(count: int) -> str:

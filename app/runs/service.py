@@ -293,7 +293,7 @@ def retry(session: Session, view: RunView, *, owner: str) -> list[Job]:
         made.append(again)
         before = [again.id]
     if not made:
-        raise Conflict(f"Every job of run #{view.run.number} has succeeded.")
+        raise Conflict(f"Nothing of run #{view.run.number} is left to be tried again.")
     return made
 
 

@@ -17,7 +17,7 @@ function css(name) {
 function tick(value) {
   if (value === null) return "";
   const small = value !== 0 && Math.abs(value) < 0.001;
-  const text = small ? value.toExponential(1) : new Intl.NumberFormat("en", { maximumSignificantDigits: 4 }).format(value);
+  const text = small ? value.toExponential(2) : new Intl.NumberFormat("en", { maximumSignificantDigits: 4 }).format(value);
   return text.replaceAll("-", "−");
 }
 
