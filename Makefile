@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 0
+# A served home or the demo trains one real model at a time: it may have every core.
+up demo: export OMP_NUM_THREADS := $(shell nproc 2>/dev/null || echo 1)
 
 .PHONY: setup demo up chromium lint types test mutants bench-setup clean
 
