@@ -119,3 +119,89 @@ class Journey:
         expect(page.locator("main .ph")).to_contain_text("ready", timeout=JOB)
         self.open("/checkpoints")
         self.see("checkpoints")
+
+    def runs(self, settings: dict[str, str]) -> None:
+        """Start the three objectives on one version; `settings` are knobs by name."""
+        page = self.page
+        self.open("/runs/new")
+        for kind in ("Sequence-level", "Labels only"):
+            page.get_by_role("checkbox", name=kind).check()
+        for fold in page.locator("details.fold").all():
+            fold.locator("summary").click()
+        for name, value in settings.items():
+            page.fill(f"#f-{name}", value)
+        expect(page.locator("#before")).to_contain_text("Start 3 runs")
+        expect(page.locator("#before")).to_contain_text("What the teacher cache covers")
+        self.see("new_run")
+        self.press("Start 3 runs")
+        page.wait_for_url("**/runs?group=*")
+        page.goto(f"{self.address}/queue")
+        self.see("queue")
+
+    def live_run(self, steps: int) -> None:
+        """Watch the first run: curves come without a reload and are the same after one."""
+        page = self.page
+        self.open("/runs/1")
+        expect(page.locator("main h1").first).to_contain_text("#1")
+        last = self.curve(steps)
+        self.see("run")
+        page.reload()
+        assert self.curve(steps) == last, "a reload keeps the curve"
+        expect(page.locator("main .ph")).to_contain_text("succeeded", timeout=3 * JOB)
+        expect(page.get_by_role("log")).to_contain_text("Tokenizers")
+        self.see("run_done")
+
+    def curve(self, steps: int) -> str:
+        """Wait until the first chart has the last step; return its table."""
+        chart = self.page.locator("[data-chart]").first
+        twin = chart.locator("[data-twin]")
+        if not twin.is_visible():
+            chart.locator("[data-chart-twin]").click()
+        expect(twin.locator("tbody tr").filter(has_text=str(steps)).first).to_be_visible(
+            timeout=2 * JOB
+        )
+        return twin.inner_text()
+
+    def all_runs(self) -> None:
+        page = self.page
+        self.open("/runs")
+        done = page.locator("tbody tr").filter(has_text="succeeded")
+        for _ in range(3 * JOB // 1000):
+            if done.count() == 3:
+                break
+            page.wait_for_timeout(1000)
+            page.reload()
+        expect(done).to_have_count(3)
+        self.see("runs")
+
+    def comparison(self) -> None:
+        """Sort, show what differs, choose another baseline, take the table along as CSV."""
+        page = self.page
+        self.open("/compare")
+        expect(page.locator("#compare tbody tr")).to_have_count(5)
+        self.see("compare")
+        page.locator("#compare thead").get_by_role("link", name="KL to teacher").click()
+        page.wait_for_url("**sort=**")
+        page.get_by_role("button", name="Diff only").click()
+        expect(page.locator("#compare [aria-pressed=true]")).to_have_text("Diff only")
+        page.get_by_role("link", name="Make labels-only the baseline").click()
+        expect(page.locator("#compare tr.base")).to_contain_text("labels-only")
+        page.reload()
+        expect(page.locator("#compare tr.base")).to_contain_text("labels-only")
+        self.see("compare_diff")
+        with page.expect_download() as download:
+            page.get_by_role("link", name="CSV").click()
+        lines = Path(download.value.path()).read_text().splitlines()
+        assert len(lines) == 6, lines
+        assert "labels-only" in "".join(lines)
+
+    def report(self) -> None:
+        """From a run to its evaluation, with answers side by side."""
+        page = self.page
+        self.open("/evaluations")
+        self.see("evaluations")
+        self.open("/runs/1")
+        self.press("Open the report")
+        page.wait_for_url("**/evaluations/*")
+        expect(page.locator("main")).to_contain_text("KL to teacher")
+        self.see("evaluation")
