@@ -22,23 +22,14 @@ from tests.support.browser import (
     serving,
     wider_than_the_window,
 )
-from tests.support.journey import Journey
-from tests.support.traffic import REFERENCE_PATH, write_log
+from tests.support.journey import Journey, whole_journey
+from tests.support.traffic import write_log
 from tests.support.workers import Factory, working
 from tests.workers.distill import tiny
 from workers.distill.checkpoints import save_checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 THEMES = ("light", "dark")
-STEPS = 8
-KNOBS = {
-    "steps": str(STEPS),
-    "batch_size": "4",
-    "snapshot_every": "4",
-    "validate_every": "4",
-    "max_tokens": "256",
-    "max_new_tokens": "8",
-}
 
 
 @pytest.fixture(autouse=True)
@@ -109,16 +100,6 @@ def test_from_the_setup_link_to_the_comparison(
     complaints, inspector = Complaints(page), Inspector()
     journey = Journey(page, served, inspector)
     with working(factory, own_settings):
-        journey.first_account(f"/setup/{secret}")
-        journey.sign_in()
-        journey.new_project()
-        journey.teacher(teacher)
-        journey.data(log, REFERENCE_PATH)
-        journey.student(depth=1)
-        journey.runs(KNOBS)
-        journey.live_run(STEPS)
-        journey.all_runs()
-        journey.comparison()
-        journey.report()
+        whole_journey(journey, f"/setup/{secret}", teacher, log)
     assert not complaints.found, "\n".join(complaints.found)
     assert not inspector.problems, "\n".join(inspector.problems)

@@ -5,8 +5,19 @@ from pathlib import Path
 
 from playwright.sync_api import Page, expect
 
+from tests.support.traffic import REFERENCE_PATH
+
 JOB = 60_000
 """Milliseconds that one job may take: each starts a Python process that loads torch."""
+STEPS = 8
+KNOBS = {
+    "steps": str(STEPS),
+    "batch_size": "4",
+    "snapshot_every": "4",
+    "validate_every": "4",
+    "max_tokens": "256",
+    "max_new_tokens": "8",
+}
 NAME, PASSWORD = "ada", "correct horse battery"
 Look = Callable[[str, Page], None]
 """Called with the screen's name when it is settled."""
@@ -65,8 +76,8 @@ class Journey:
         page.select_option("#f-deciding_metric", "exact_match")
         page.fill("#f-tolerance", "2")
         self.see("new_project")
-        self.press("Make project")
-        page.wait_for_url("**/projects*")
+        self.press("Make the project")
+        page.wait_for_url("**/projects/tickets")
         self.see("project_empty")
 
     def teacher(self, folder: Path) -> None:
@@ -205,3 +216,29 @@ class Journey:
         page.wait_for_url("**/evaluations/*")
         expect(page.locator("main")).to_contain_text("KL to teacher")
         self.see("evaluation")
+
+    def home(self) -> None:
+        """Back to the project, which says what was found, and the list of projects."""
+        self.open("")
+        expect(self.page.locator("main")).to_contain_text("Compare")
+        self.see("project")
+        self.page.goto(f"{self.address}/projects")
+        self.see("projects")
+        self.page.goto(f"{self.address}/account")
+        self.see("account")
+
+
+def whole_journey(journey: Journey, link: str, teacher: Path, log: Path) -> None:
+    """Make every step, from the set-up link to the evaluation report."""
+    journey.first_account(link)
+    journey.sign_in()
+    journey.new_project()
+    journey.teacher(teacher)
+    journey.data(log, REFERENCE_PATH)
+    journey.student(depth=1)
+    journey.runs(KNOBS)
+    journey.live_run(STEPS)
+    journey.all_runs()
+    journey.comparison()
+    journey.report()
+    journey.home()
