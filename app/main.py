@@ -19,13 +19,19 @@ from app.accounts import service as accounts
 from app.checkpoints import api as checkpoints_api
 from app.checkpoints import routes as checkpoints_routes
 from app.dashboard import api as dashboard_api
-from app.dashboard import checkpoint_pages, new_run_pages, queue_pages, run_pages, runs_api
+from app.dashboard import (
+    checkpoint_pages,
+    new_run_pages,
+    project_pages,
+    queue_pages,
+    run_pages,
+    runs_api,
+)
 from app.datasets import api as datasets_api
 from app.datasets import routes as datasets_routes
 from app.evaluations import api as evaluations_api
 from app.jobs.nudge import Broker
 from app.projects import api as projects_api
-from app.projects import routes as projects_routes
 from app.security.permissions import Permission, Principal
 from app.settings import Settings
 from app.web import error_pages, health
@@ -38,13 +44,13 @@ ROUTERS: tuple[APIRouter, ...] = (
     health.router,
     accounts_routes.router,
     accounts_api.router,
-    projects_routes.router,
     projects_api.router,
     checkpoints_routes.router,
     checkpoints_api.router,
     datasets_routes.router,
     datasets_api.router,
     evaluations_api.router,
+    project_pages.router,
     checkpoint_pages.router,
     queue_pages.router,
     dashboard_api.router,

@@ -122,11 +122,23 @@ def of_project(session: Session, project_id: int) -> Sequence[Checkpoint]:
 
 def lines(session: Session, project: Project) -> list[CheckpointLine]:
     """Return every checkpoint of a project with its job, in a fixed number of queries."""
-    rows = of_project(session, project.id)
+    return lines_of(session, [project]).get(project.id, [])
+
+
+def lines_of(session: Session, projects: Sequence[Project]) -> dict[int, list[CheckpointLine]]:
+    """Return project id → its checkpoints, oldest first; as many queries as for one project."""
+    by_project = {project.id: project for project in projects}
+    rows = session.scalars(
+        select(Checkpoint).where(Checkpoint.project_id.in_(by_project)).order_by(Checkpoint.id)
+    ).all()
     waiting = [row.job_id for row in rows if row.job_id is not None and row.state != "ready"]
-    found = jobs.of_ids(session, waiting)
+    jobs_found = jobs.of_ids(session, waiting)
     by_id = {row.id: row for row in rows}
-    return [_line(row, found.get(row.job_id or 0), project, by_id) for row in rows]
+    found: dict[int, list[CheckpointLine]] = {}
+    for row in rows:
+        line = _line(row, jobs_found.get(row.job_id or 0), by_project[row.project_id], by_id)
+        found.setdefault(row.project_id, []).append(line)
+    return found
 
 
 def _line(

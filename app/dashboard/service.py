@@ -1,4 +1,4 @@
-"""Cancel and retry jobs together with what they belong to."""
+"""What takes several domains: a project with its teacher, students, cancel and retry of jobs."""
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -6,6 +6,7 @@ from sqlalchemy.orm import Session
 from app.checkpoints import service as checkpoints
 from app.checkpoints.models import Checkpoint
 from app.checkpoints.schemas import PruneForm, StudentMake
+from app.dashboard.schemas import NewProject
 from app.datasets import service as datasets
 from app.errors import Conflict, NotFound
 from app.evaluations import service as evaluations
@@ -17,6 +18,7 @@ from app.projects import service as projects
 from app.projects.models import Project
 from app.runs import queries as runs
 from app.runs.models import Run, RunJob
+from app.security.permissions import Principal
 from app.settings import Settings
 from app.specs.checkpoint import CheckpointCard, PruneSpec
 from app.specs.jobs import CancelMode, JobKind
@@ -28,6 +30,18 @@ def line(session: Session, job_id: int) -> JobLine:
     if found is None:
         raise NotFound(f"There is no job {job_id}.")
     return found
+
+
+def create_project(
+    session: Session, form: NewProject, *, settings: Settings, user: Principal
+) -> Project:
+    """Make a project; register its teacher when one is named, and give it the role at once."""
+    teacher = form.teacher()
+    project = projects.create(session, form, owner_id=user.user_id)
+    if teacher is not None:
+        row = checkpoints.register(session, project, teacher, settings=settings, owner=user.name)
+        projects.use_as(session, project, "teacher", row.id)
+    return project
 
 
 def cancel(session: Session, job_id: int, mode: CancelMode, settings: Settings) -> Job:

@@ -126,8 +126,8 @@ def _defaults(again: DatasetVersion | None, known: list[tuple[str, int]]) -> dic
         "name": "",
         "format": spec["format"],
         "reference_path": spec["reference_path"] or "",
-        "validation": round(100 * spec["validation_share"], 4),
-        "test": round(100 * spec["test_share"], 4),
+        "validation": f"{100 * spec['validation_share']:.6g}",
+        "test": f"{100 * spec['test_share']:.6g}",
     }
 
 

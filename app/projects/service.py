@@ -75,9 +75,10 @@ def use_as(session: Session, project: Project, role: Role, checkpoint_id: int) -
 
 
 def _rename(project: Project, name: str) -> None:
-    project.name = name.strip()
-    if not project.name:
+    stripped = name.strip()
+    if not stripped:
         raise InvalidInput("A project needs a name.", fields={"name": "Is needed."})
+    project.name = stripped
 
 
 def _check_roles(session: Session, project: Project, data: ProjectEdit) -> None:

@@ -4,10 +4,11 @@ import base64
 import binascii
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Literal, TypeVar
 
 import orjson
-from sqlalchemy import ColumnElement, Select, and_, or_
+from sqlalchemy import ColumnElement, DateTime, Select, and_, or_
 from sqlalchemy.sql.elements import UnaryExpression
 
 from app.errors import InvalidInput
@@ -98,12 +99,22 @@ def read_state(
     return TableState(path, kept, sort, order, after, found)
 
 
+def _typed(column: ColumnElement[Any], value: Any) -> Any:
+    """Return a cursor's value as the column has it: JSON knows no times."""
+    if not isinstance(column.type, DateTime):
+        return value
+    try:
+        return datetime.fromisoformat(value)
+    except (TypeError, ValueError) as error:
+        raise InvalidInput("The page address is damaged. Open the list again.") from error
+
+
 def keyset(statement: Rows, state: TableState, id_column: Any) -> Rows:
     """Add order and cursor: strictly beyond the last row, ties broken by id. One row more."""
     column: ColumnElement[Any] = state.sort.column
     down = state.order == "desc"
     if state.after is not None:
-        value, row_id = state.after
+        value, row_id = _typed(column, state.after[0]), state.after[1]
         beyond = column < value if down else column > value
         id_beyond = id_column < row_id if down else id_column > row_id
         statement = statement.where(or_(beyond, and_(column == value, id_beyond)))

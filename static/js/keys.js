@@ -68,6 +68,12 @@ document.addEventListener("click", (event) => {
   link.setAttribute("aria-current", "true");
 });
 
+// Where the panel stands above the list, opening it brings it into view.
+document.addEventListener("htmx:after:swap", () => {
+  const peek = document.querySelector(".peek:has([data-peek-open])");
+  if (peek && peek.getBoundingClientRect().bottom < 0 && !matchMedia("(min-width: 1101px)").matches) peek.scrollIntoView();
+});
+
 document.addEventListener("keydown", (event) => {
   if (event.key === "Escape") {
     const close = document.querySelector(".peek [data-peek-close]");

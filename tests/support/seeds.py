@@ -16,6 +16,7 @@ from app.projects.models import Project
 from app.projects.schemas import ProjectCreate
 from app.runs.models import Run, RunJob
 from app.specs.checkpoint import CheckpointCard
+from app.specs.conversation import ImportFunnel
 from app.specs.events import ErrorEvent
 from app.specs.jobs import FreezeJob, JobKind, JobState, Queue
 
@@ -118,13 +119,17 @@ def version(
     state: str = "frozen",
     conversations: int = 600,
 ) -> DatasetVersion:
-    funnel = {
-        "format": "openai_chat",
-        "records": conversations,
-        "calls": conversations,
-        "conversations": conversations,
-        "targets": conversations,
-    }
+    funnel = ImportFunnel(
+        format="openai_chat",
+        records=conversations,
+        calls=conversations,
+        duplicates=0,
+        skipped={},
+        quarantined={},
+        folded=0,
+        conversations=conversations,
+        targets=conversations,
+    ).model_dump(mode="json")
     row = DatasetVersion(
         dataset=Dataset(project_id=of.id, name=name),
         number=1,

@@ -1,12 +1,15 @@
 """The API of projects, checkpoints and data: tus with resume and two writers, import, freeze."""
 
+import asyncio
 import base64
 from collections.abc import Iterator
+from hashlib import sha256
 
 import pytest
 from fastapi import FastAPI
 from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
+from starlette.types import Message
 
 from app.accounts.models import User
 from app.checkpoints.api import router as checkpoints
@@ -84,6 +87,67 @@ def test_an_upload_resumes_where_it_stopped(client: TestClient, project: str) ->
     assert (shown["state"], shown["filename"]) == ("uploaded", "log.jsonl")
     assert shown["sha256"] == "84d89877f0d4041efb6bf91a16f0248f2fd573e6af05c19f96bedb9f882f7882"
     assert shown["job_id"] is not None
+
+
+def lose_the_last_answer(client: TestClient, place: str, body: bytes) -> None:
+    """Store all bytes as a connection that died before the server could note the end."""
+    settings = client.app.state.services.settings  # type: ignore[attr-defined] - a FastAPI app
+    writer = Appender(service.upload_path(settings, place.rsplit("/", 1)[-1]), 0, len(body))
+    writer.write(body)
+    writer.close()
+    assert client.get(place).json()["state"] == "uploading"
+
+
+def test_an_empty_patch_at_the_end_ends_an_upload(client: TestClient, project: str) -> None:
+    place = create(client, project, 4)
+    assert send(client, place, b"", 0) == 204
+    assert client.get(place).json()["state"] == "uploading", "nothing is stored yet"
+    lose_the_last_answer(client, place, b"abcd")
+    assert send(client, place, b"", 4) == 204
+    shown = client.get(place).json()
+    assert shown["state"] == "uploaded"
+    assert shown["sha256"] == sha256(b"abcd").hexdigest()
+    assert send(client, place, b"", 4) == 204
+    assert client.get(place).json()["job_id"] == shown["job_id"], "ended once"
+
+
+def test_asking_how_much_is_stored_ends_an_upload_that_is_whole(
+    client: TestClient, project: str
+) -> None:
+    place = create(client, project, 4)
+    assert client.head(place).headers["upload-offset"] == "0"
+    lose_the_last_answer(client, place, b"abcd")
+    assert client.head(place).headers["upload-offset"] == "4"
+    assert client.get(place).json()["state"] == "uploaded"
+
+
+@pytest.mark.parametrize(("sent", "state"), [(b"abcd", "uploaded"), (b"abc", "uploading")])
+def test_a_connection_cut_after_the_last_byte_ends_the_upload(
+    client: TestClient, project: str, sent: bytes, state: str
+) -> None:
+    place = create(client, project, 4)
+    messages = iter(
+        [
+            {"type": "http.request", "body": sent, "more_body": True},
+            {"type": "http.disconnect"},
+        ]
+    )
+    scope = {
+        "type": "http", "http_version": "1.1", "method": "PATCH", "scheme": "http", "path": place,
+        "raw_path": place.encode(), "root_path": "", "query_string": b"", "server": ("testserver", 80),
+        "client": ("testclient", 1), "app": client.app,
+        "headers": [(b"authorization", b"Bearer right"), (b"upload-offset", b"0")],
+    }  # fmt: skip
+
+    async def receive() -> Message:
+        return next(messages)
+
+    async def answer(_: Message) -> None:
+        return None
+
+    asyncio.run(client.app(scope, receive, answer))
+    assert client.get(place).json()["state"] == state
+    assert client.head(place).headers["upload-offset"] == str(len(sent))
 
 
 def test_a_second_writer_is_refused_and_termination_removes(

@@ -1,0 +1,200 @@
+"""The data pages in Chromium, on real workers: send a log, look, import, read, freeze."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fastapi import FastAPI
+from playwright.sync_api import Browser, Page, expect
+from starlette.testclient import TestClient
+
+from app.projects import service as projects
+from app.projects.schemas import ProjectCreate
+from app.web.deps import Services
+from bench.made_logs import write_chat_log
+from tests.app.datasets.test_pages import Made
+from tests.support.browser import (
+    NARROW,
+    Complaints,
+    axe,
+    chromium,
+    ensure_assets,
+    serving,
+    wider_than_the_window,
+)
+from tests.support.workers import working
+
+JOB = 60_000
+"""Milliseconds one job may take: each starts a Python process."""
+HOME = "/projects/routing/datasets"
+EVIL = "<script>window.ran=1</script><img src=x onerror='window.ran=1'>"
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    ensure_assets()
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+def served(app: FastAPI) -> Iterator[str]:
+    with serving(app) as address:
+        yield address
+
+
+@pytest.fixture
+def page(browser: Browser, served: str, signed_in: TestClient) -> Iterator[Page]:
+    """A signed-in browser; whatever a page complains about fails the test."""
+    context = browser.new_context(
+        viewport={"width": 1280, "height": 900}, base_url=served, reduced_motion="reduce"
+    )
+    for cookie in signed_in.cookies.jar:
+        context.add_cookies([{"name": cookie.name, "value": str(cookie.value), "url": served}])
+    page = context.new_page()
+    page.set_default_timeout(10_000)
+    complaints = Complaints(page)
+    yield page
+    assert complaints.found == []
+    context.close()
+
+
+def look(page: Page) -> None:
+    """Check what every page owes: no serious findings in light and dark, no sideways scroll."""
+    size = page.viewport_size
+    assert size is not None
+    for theme in ("light", "dark"):
+        page.emulate_media(color_scheme=theme)  # type: ignore[arg-type] # one of its literals
+        assert axe(page) == [], page.url
+    page.set_viewport_size(NARROW)  # type: ignore[arg-type] # a width and a height
+    assert wider_than_the_window(page) == [], page.url
+    page.set_viewport_size(size)
+
+
+@pytest.mark.slow
+def test_a_log_becomes_a_frozen_version(page: Page, parts: Services, tmp_path: Path) -> None:
+    log = tmp_path / "traffic.jsonl"
+    truth = write_chat_log(log, seed=5, dialogues=60, reference=True)
+    with parts.sessions.begin() as session:
+        projects.create(session, ProjectCreate(name="Routing"), owner_id=None)
+    with working(parts.sessions, parts.settings):
+        page.goto(HOME)
+        expect(page.locator("main")).to_contain_text("No data yet")
+        look(page)
+        page.click("text=Import data")
+        _send_and_choose(page, log)
+        look(page)
+        page.click("text=Start import")
+        expect(page.locator("#funnel-t")).to_be_visible(timeout=JOB)
+        table = page.locator("section[aria-labelledby=funnel-t]")
+        skipped, bad = truth.skipped.total(), truth.quarantined.total()
+        expect(table).to_contain_text(
+            f"{truth.records} records = {truth.calls} calls + {truth.duplicates} duplicates"
+            f" + {skipped} skipped + {bad} quarantined"
+        )
+        look(page)
+        _read_rejects(page)
+        _read_conversations(page)
+        page.click("text=About this version")
+        page.click("text=Freeze traffic v1")
+        expect(page.locator("#facts-t + .cb, .cb")).to_contain_text(["Content hash"], timeout=JOB)
+        expect(page.locator("h1")).to_contain_text("frozen")
+        look(page)
+
+
+def _send_and_choose(page: Page, log: Path) -> None:
+    """Send a file, look at its records, choose the reference; a reload keeps all of it."""
+    page.set_input_files("#upload-files", log)
+    expect(page.locator("#choices")).to_contain_text("What was found", timeout=JOB)
+    expect(page.locator("[data-files] li")).to_have_count(0)
+    expect(page.locator("#f-upload_ids tbody tr")).to_have_count(1)
+    found = page.locator("section[aria-labelledby=found-t]")
+    expect(found).to_contain_text("support-teacher-70b")
+    page.select_option("#f-reference_path", "request.metadata.reference")
+    page.get_by_label("Next record").click()
+    expect(found).to_contain_text("Record 2 of 5")
+    expect(found.locator(".ref")).to_contain_text("truth")
+    page.fill("#f-test", "25")
+    page.press("#f-test", "Tab")
+    page.wait_for_url(re.compile("test=25"))
+    page.reload()
+    assert page.input_value("#f-reference_path") == "request.metadata.reference"
+    assert page.input_value("#f-test") == "25"
+    expect(found).to_contain_text("Record 2 of 5")
+
+
+def _read_rejects(page: Page) -> None:
+    rejects = page.locator("#rejects")
+    rejects.get_by_role("link", name="not json").click()
+    expect(rejects).to_contain_text("INFO gateway log rotated")
+    with page.expect_download() as download:
+        rejects.get_by_role("link", name=re.compile("JSONL")).click()
+    assert download.value.path().read_text().count("\n") > 0
+    rejects.get_by_role("link", name="All reasons").click()
+
+
+def _read_conversations(page: Page) -> None:
+    """Filter, open by keys, move, turn to JSON, close; the address follows."""
+    page.click("text=Read conversations")
+    expect(page.locator("#table")).to_contain_text("match")
+    page.locator(".facet a", has_text="train").click()
+    page.wait_for_url(re.compile("split=train"))
+    rows = page.locator("[data-row]")
+    page.keyboard.press("j")
+    page.keyboard.press("Enter")
+    peek = page.locator("#peek")
+    expect(peek).to_contain_text("target")
+    page.wait_for_url(re.compile("open="))
+    first = page.locator("#peek h2").inner_text()
+    look(page)
+    page.keyboard.press("j")
+    expect(page.locator("#peek h2")).not_to_have_text(first)
+    expect(rows.nth(1).locator("a[aria-current]")).to_have_count(1)
+    page.keyboard.press("t")
+    expect(peek).to_contain_text('"messages":')
+    page.reload()
+    expect(peek).to_contain_text('"messages":')
+    page.keyboard.press("Escape")
+    expect(peek).to_be_hidden()
+    page.keyboard.press("/")
+    page.keyboard.type("nothing says this")
+    expect(page.locator("#table")).to_contain_text("Nothing matches")
+    assert page.evaluate("document.activeElement.id") == "search", "typing goes on"
+    page.locator("#table").get_by_role("link", name=re.compile("the search")).click()
+    expect(rows.first).to_be_visible()
+
+
+def test_hostile_content_runs_nothing_and_looks_well(
+    page: Page, parts: Services, tmp_path: Path
+) -> None:
+    made = Made(parts, tmp_path)
+    said = EVIL.replace('"', "'")
+    body = f'{{"messages": [{{"role": "user", "content": "{said}"}},'
+    body += f'{{"role": "assistant", "content": "{said}"}}], "label": "{said}"}}\n<b>{said}\n'
+    version = made.version(body.encode(), reference_path="label")
+    made.upload(body.encode(), f"{'long-name-' * 12}{EVIL}.jsonl")
+    lost = made.importing()
+    paths = ("", "/new?reference_path=label", f"/{version}", f"/{version}/conversations?open=0")
+    for path in (*paths, f"/{lost}"):
+        page.goto(HOME + path)
+        look(page)
+        assert page.evaluate("window.ran") is None
+    page.goto(f"{HOME}/{version}/conversations?open=0")
+    expect(page.locator("#peek .ref")).to_contain_text("<script>")
+
+
+def test_the_page_of_an_import_follows_its_stream(
+    page: Page, parts: Services, tmp_path: Path
+) -> None:
+    made = Made(parts, tmp_path)
+    version = made.importing()
+    page.goto(f"{HOME}/{version}")
+    expect(page.locator("main")).to_contain_text("It waits for a free worker.")
+    page.click("text=Stop the import")
+    expect(page.locator("main")).to_contain_text("It was cancelled.")
+    page.click("text=Try again")
+    expect(page.locator("h1")).to_contain_text("importing")
+    with working(parts.sessions, parts.settings):
+        expect(page.locator("h1")).to_contain_text("draft", timeout=JOB)
