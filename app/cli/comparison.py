@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from app.cli.output import console
@@ -20,15 +22,16 @@ from app.metrics.registry import METRICS
 def print_comparison(found: Mapping[str, Any]) -> None:
     """Print the rows with value, interval and n a cell, then the verdicts in words."""
     names = [m for m in METRICS if any(m in row["cells"] for row in found["rows"])]
-    table = Table(pad_edge=False, header_style="bold", show_lines=True)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     table.add_column("Row")
     for name in names:
         metric = METRICS[name]
         mark = " ●" if name == found["deciding_metric"] else ""
         table.add_column(f"{metric.label} {metric.unit}".strip() + mark, justify="right")
     for row in found["rows"]:
-        title = f"{row['name']}\n[dim]{row['role'].replace('_', ' ')}[/dim]"
-        table.add_row(title, *(_cell(name, row["cells"].get(name)) for name in names))
+        title = f"{escape(row['name'])}\n[dim]{row['role'].replace('_', ' ')}[/dim]"
+        cells = (_cell(name, row["cells"].get(name)) for name in names)
+        table.add_row(title, *cells, end_section=True)
     console.print(table)
     console.print(f"● decides. Each cell: value, 95 % interval, n. {_baseline(found)}")
     for difference in found["differences"]:
@@ -44,7 +47,9 @@ def _cell(metric: str, cell: Mapping[str, Any] | None) -> str:
     if cell is None or cell["value"] is None:
         return DASH
     interval = DASH if cell["low"] is None else level_interval(metric, cell["low"], cell["high"])
-    return f"{metric_value(metric, cell['value'])}\n[dim]{interval}\nn {number(cell['n'])}[/dim]"
+    n = f"n {number(cell['n'])}"
+    text = f"{metric_value(metric, cell['value'])}\n[dim]{interval}\n{n}[/dim]"
+    return text.replace(" ", "\u00a0")
 
 
 def _baseline(found: Mapping[str, Any]) -> str:

@@ -62,17 +62,18 @@ def _over_http(settings: Settings, stack: ExitStack) -> Api | None:
     embedded = settings.url is None and settings.database_url is None
     if embedded and not HomeLock.is_held(settings.home):
         return None
-    http = httpx.Client(
-        base_url=address_of(settings),
-        headers={"Authorization": f"Bearer {token_of(settings)}"},
-        timeout=TIMEOUT_SECONDS,
+    http = stack.enter_context(
+        httpx.Client(
+            base_url=address_of(settings),
+            headers={"Authorization": f"Bearer {token_of(settings)}"},
+            timeout=TIMEOUT_SECONDS,
+        )
     )
     try:
         http.get("/healthz", timeout=PROBE_SECONDS)
     except httpx.TransportError:
-        http.close()
         return None
-    return Api(stack.enter_context(http))
+    return Api(http)
 
 
 def token_of(settings: Settings) -> str:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from app.client.rest import Refused, Unreachable
@@ -15,7 +16,11 @@ from app.local.home import HomeInUseError
 from app.local.postgres import LocalServerError
 from app.settings import MissingServerError
 
+PIPED_WIDTH = 140
+"""Columns of what is not shown in a terminal: a table in a file need not fit one."""
 console = Console()
+if not console.is_terminal:
+    console.width = PIPED_WIDTH
 errors = Console(stderr=True)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
@@ -83,5 +88,5 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, empty:
     for header in headers:
         table.add_column(header, overflow="fold")
     for row in rows:
-        table.add_row(*(cell.replace("[", r"\[") for cell in row))
+        table.add_row(*map(escape, row))
     console.print(table)

@@ -2,7 +2,7 @@
 
 import typer
 
-from app.cli import checkpoints, datasets, projects, runs, serve
+from app.cli import checkpoints, datasets, demo, projects, runs, serve
 from app.cli.output import EXIT_CODES_HELP
 
 app = typer.Typer(
@@ -13,6 +13,7 @@ app = typer.Typer(
 )
 for command in serve.COMMANDS:
     app.command()(command)
+app.command("demo")(demo.demo)
 app.command("import")(datasets.import_files)
 app.add_typer(projects.app, name="projects")
 app.add_typer(checkpoints.app, name="checkpoints")

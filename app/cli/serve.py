@@ -81,16 +81,22 @@ def running(settings: Settings) -> Iterator[tuple[Settings, list[Program]]]:
 
 def check_port(settings: Settings) -> None:
     """Raise when another program holds the port, which would only show in a log file."""
+    if not is_port_free(settings):
+        raise LocalServerError(
+            f"Port {settings.port} of {settings.host} cannot be opened: another program may hold "
+            "it. Choose another with --port."
+        )
+
+
+def is_port_free(settings: Settings) -> bool:
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((settings.host, settings.port))
-        except OSError as error:
-            raise LocalServerError(
-                f"{settings.host}:{settings.port} cannot be opened ({error.strerror}): "
-                "choose another port with --port."
-            ) from error
+        except OSError:
+            return False
+    return True
 
 
 def greet(settings: Settings) -> None:

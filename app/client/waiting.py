@@ -1,7 +1,7 @@
 """Follow a job or a run until it ends."""
 
-import time
 from collections.abc import Callable, Mapping
+from time import sleep
 from typing import Any
 
 from app.client.rest import Api
@@ -32,5 +32,5 @@ def _wait(api: Api, path: str, on_change: OnChange) -> dict[str, Any]:
         on_change(found)
         if is_over(found["state"]):
             return found
-        time.sleep(pause)
+        sleep(pause)
         pause = min(LONGEST_PAUSE, pause * 1.5)

@@ -211,11 +211,10 @@ def read_spec(values: Mapping[str, str]) -> Form[RunSpec]:
     form: Form[RunSpec] = Form(values=dict(values))
     tree, errors = _tree(values)
     role = values.get("role", DISTILLED)
-    alpha = tree["training"]["objective"].get("alpha")
-    if role == DISTILLED and alpha == 0:
-        errors["alpha"] = "Must be above 0; without the teacher's weight it is sequence-level."
     try:
         spec = RunSpec.model_validate(tree)
+        if role == DISTILLED and not spec.training.objective.needs_teacher:
+            errors["alpha"] = "Must be above 0: without the teacher's weight it is sequence-level."
     except ValidationError as error:
         for place, sentence in field_errors(error.errors(include_url=False)).items():
             form_name = knobs.BY_PATH.get(tuple(place.split(".")), place.rpartition(".")[2])

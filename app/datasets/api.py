@@ -117,6 +117,13 @@ def show_upload(upload: UploadDep) -> UploadOut:
     return UploadOut.model_validate(upload)
 
 
+@router.get("/uploads/{upload}/content", dependencies=READ)
+def download_upload(request: Request, upload: UploadDep) -> FileResponse:
+    """Download a stored file as it came, or a job's answers."""
+    path = service.stored_file(upload, services(request).settings)
+    return FileResponse(path, media_type="application/octet-stream", filename=upload.filename)
+
+
 @router.patch("/uploads/{upload}", dependencies=WRITE)
 async def tus_patch(
     request: Request, upload: UploadDep, session: SessionDep, user: CurrentUser

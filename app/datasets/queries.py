@@ -88,7 +88,7 @@ def uploads_by_id(session: Session, project_id: int, ids: Sequence[int]) -> Sequ
 
 
 def open_uploads(session: Session, project_id: int) -> Sequence[Upload]:
-    """Return the uploads that no import has taken, the newest last."""
+    """Return the uploads that no import has taken, newest first."""
     taken = exists().where(
         Dataset.project_id == project_id,
         DatasetVersion.dataset_id == Dataset.id,
@@ -97,7 +97,7 @@ def open_uploads(session: Session, project_id: int) -> Sequence[Upload]:
     return session.scalars(
         select(Upload)
         .where(Upload.project_id == project_id, ~taken.correlate(Upload))
-        .order_by(Upload.id)
+        .order_by(Upload.id.desc())
         .limit(200)
     ).all()
 

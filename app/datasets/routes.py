@@ -15,6 +15,7 @@ from app.datasets.queries import VersionView
 from app.datasets.schemas import NEW, ConversationFilter, ImportChoices, ImportForm, previewed
 from app.errors import AppError, NotFound
 from app.events.queries import last_event_id, log_lines
+from app.jobs import queries as jobs
 from app.projects.api import ProjectDep
 from app.projects.models import Project
 from app.security.permissions import Permission
@@ -54,14 +55,18 @@ def _version_url(request: Request, project: Project, version_id: int) -> str:
 
 
 @router.get("", name="datasets.index", dependencies=READ)
-def index(request: Request, project: ProjectDep, session: SessionDep) -> Response:
+def index(
+    request: Request, project: ProjectDep, session: SessionDep, settings: SettingsDep
+) -> Response:
     state = read_state(request.url.path, request.query_params, [MADE])
     statement = keyset(queries.versions_with_jobs(project.id), state, DatasetVersion.id)
     found = queries.views(session, statement)
+    uploads = queries.open_uploads(session, project.id)
     context = {
         "project": project,
         "page": page(found, state, lambda view: (view.version.id, view.version.id)),
-        "uploads": queries.open_uploads(session, project.id),
+        "uploads": uploads,
+        "stored": {upload.id: service.stored_bytes(settings, upload) for upload in uploads},
         "crumbs": (*_crumbs(request, project)[:-1], ("Data", None)),
     }
     return render(request, "datasets/index.html", {**context, "nav": "data"}, block="rows")
@@ -210,6 +215,7 @@ def show(
         "teacher": teacher,
         "others": service.other_models(funnel.models, teacher) if funnel else [],
         "off": service.why_not_frozen(view),
+        "line": jobs.one(session, view.job.id) if view.job is not None and view.busy else None,
         "log": log_lines(session, stream, limit=50),
         "last_event_id": last_event_id(session, stream),
         "crumbs": _crumbs(request, project, (f"{row.dataset.name} v{row.number}", None)),

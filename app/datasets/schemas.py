@@ -185,16 +185,18 @@ class ImportChoices:
     chosen: Sequence[Upload]
     reports: Mapping[int, InspectReport]
 
-    @property
-    def off(self) -> str | None:
-        """Why the import cannot start yet, in a sentence; None when it can."""
+    def off(self, wanted: str) -> str | None:
+        """Why the import cannot start yet with the format wanted; None when it can."""
         if not self.chosen:
             looking = any(upload.state == "uploaded" for upload in self.uploads)
             return "the file is being looked at." if looking else "no file is stored and chosen."
+        if wanted != "auto":
+            return None
         found = {self.reports[u.id].format: u.filename for u in self.chosen}
-        named = {form: name for form, name in found.items() if form is not None}
-        if len(named) > 1:
-            (one, first), (other, second) = list(named.items())[:2]
+        if None in found:
+            return f"“{found[None]}” is in no known format. Leave it out, or choose its format."
+        if len(found) > 1:
+            (one, first), (other, second) = list(found.items())[:2]
             return f"“{first}” is {one}, “{second}” is {other}. Choose files of one format."
         return None
 

@@ -87,6 +87,16 @@ def upload_by_key(session: Session, project_id: int, key: str) -> Upload:
     return found
 
 
+def stored_file(upload: Upload, settings: Settings) -> Path:
+    """Return the file of an upload that is there whole. Raises Conflict, NotFound."""
+    if upload.sha256 is None:
+        raise Conflict(f"“{upload.filename}” is not stored yet. Wait for its end.")
+    path = upload_path(settings, upload.key)
+    if not path.is_file():
+        raise NotFound(f"“{upload.filename}” is no longer stored. Send the file again.")
+    return path
+
+
 def finish_upload(session: Session, upload_id: int, *, sha256: str, owner: str) -> Upload:
     """Note that all bytes are stored and ask for a look at the first records; once only."""
     upload = session.scalar(select(Upload).where(Upload.id == upload_id).with_for_update())
@@ -480,12 +490,13 @@ def import_choices(
 
     return ImportChoices(
         uploads=uploads,
-        stored={u.id: _stored(settings, u) for u in uploads},
+        stored={u.id: stored_bytes(settings, u) for u in uploads},
         chosen=[upload for upload in uploads if is_chosen(upload)],
         reports=reports,
     )
 
 
-def _stored(settings: Settings, upload: Upload) -> int:
+def stored_bytes(settings: Settings, upload: Upload) -> int:
+    """Return how much of an upload has arrived; 0 when its file is gone."""
     path = upload_path(settings, upload.key)
     return path.stat().st_size if path.is_file() else 0

@@ -7,11 +7,17 @@ from starlette.responses import JSONResponse, Response
 
 from app.errors import InvalidInput
 from app.evaluations import queries, service
-from app.evaluations.schemas import Choice, ComparisonOut, EvaluationOut
+from app.evaluations.schemas import (
+    Choice,
+    ComparisonOut,
+    EvaluationOut,
+    ExampleFilter,
+    ExamplesOut,
+)
 from app.metrics.tables import figures_table, to_csv
 from app.projects.api import ProjectDep
 from app.security.permissions import Permission
-from app.web.deps import SessionDep, require
+from app.web.deps import SessionDep, SettingsDep, require
 
 router = APIRouter(prefix="/api/v1/projects/{project}", tags=["evaluations"])
 READ = [require(Permission.READ)]
@@ -78,3 +84,16 @@ def list_evaluations(
 def show_evaluation(project: ProjectDep, evaluation_id: int, session: SessionDep) -> EvaluationOut:
     found = service.get(session, project.id, evaluation_id)
     return queries.listed(session, project.id, ids=[found.id])[0]
+
+
+@router.get("/evaluations/{evaluation_id}/examples", dependencies=READ)
+def list_examples(
+    project: ProjectDep,
+    evaluation_id: int,
+    session: SessionDep,
+    settings: SettingsDep,
+    wanted: Annotated[ExampleFilter, Query()],
+) -> ExamplesOut:
+    """Return examples, worst first, beside another evaluation's (default: the teacher's)."""
+    found = service.get(session, project.id, evaluation_id)
+    return service.examples(session, found, wanted, settings)

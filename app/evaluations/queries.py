@@ -177,11 +177,22 @@ def set_names(session: Session, version_ids: Collection[int]) -> dict[int, str]:
     return {version_id: f"{name}@{number}" for version_id, name, number in rows}
 
 
-def checkpoint_names(session: Session, ids: Collection[int | None]) -> dict[int, str]:
-    rows = session.execute(
-        select(Checkpoint.id, Checkpoint.name).where(Checkpoint.id.in_({i for i in ids if i}))
+def evaluated_runs(session: Session, project_id: int, *, limit: int = 300) -> Sequence[Run]:
+    """Return the newest runs that have been evaluated: what may be added to a comparison."""
+    evaluated = select(Evaluation.run_id).where(
+        Evaluation.project_id == project_id, Evaluation.state == "done"
     )
-    return {row.id: row.name for row in rows}
+    return session.scalars(
+        select(Run)
+        .where(Run.project_id == project_id, Run.id.in_(evaluated))
+        .order_by(Run.number.desc())
+        .limit(limit)
+    ).all()
+
+
+def checkpoints_of(session: Session, ids: Collection[int | None]) -> dict[int, Checkpoint]:
+    rows = session.scalars(select(Checkpoint).where(Checkpoint.id.in_({i for i in ids if i})))
+    return {row.id: row for row in rows}
 
 
 def sums_of(

@@ -98,6 +98,7 @@ class ExampleFilter(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     metric: str = "exact_match"
+    against: int | None = None
     outcome: Outcome = "all"
     wrong: bool = False
     search: str = Field(default="", max_length=200)

@@ -12,10 +12,11 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.datasets.models import DatasetVersion
-from app.errors import Conflict, NotFound
+from app.errors import Conflict, InvalidInput, NotFound
 from app.evaluations import queries
+from app.evaluations.examples import BY_EXAMPLE, read_examples
 from app.evaluations.models import Evaluation, EvaluationMetric
-from app.evaluations.schemas import Choice
+from app.evaluations.schemas import Choice, ExampleFilter, ExamplesOut
 from app.jobs.endings import when_unfinished
 from app.jobs.models import Job
 from app.jobs.service import JobRequest, enqueue
@@ -216,6 +217,53 @@ def get(session: Session, project_id: int, evaluation_id: int) -> Evaluation:
     return found
 
 
+def examples(
+    session: Session,
+    found: Evaluation,
+    wanted: ExampleFilter,
+    settings: Settings,
+) -> ExamplesOut:
+    """Return a page of an evaluation's examples beside another's (default: the set's teacher)."""
+    if wanted.metric not in BY_EXAMPLE:
+        raise InvalidInput(f"Single examples have no {wanted.metric}: {', '.join(BY_EXAMPLE)}.")
+    path = examples_path(found, settings)
+    other = beside(session, found, wanted.against)
+    if other is not None and wanted.against is None and not has_examples(other, settings):
+        other = None
+    shown = read_examples(path, examples_path(other, settings) if other else None, wanted)
+    return shown.model_copy(update={"against": other.id if other else None})
+
+
+def has_examples(found: Evaluation, settings: Settings) -> bool:
+    """Whether the per-example file is there: metrics outlive it."""
+    if found.state != "done" or found.examples_blob is None:
+        return False
+    return LocalBlobs(settings.blobs).path(found.examples_blob).is_file()
+
+
+def examples_path(found: Evaluation, settings: Settings) -> Path:
+    """Return the per-example file of an evaluation, or raise what a person should read."""
+    if found.state != "done" or found.examples_blob is None:
+        raise Conflict(f"The evaluation of {found.name} is {found.state}: it has no examples yet.")
+    if not has_examples(found, settings):
+        raise NotFound(f"The examples of {found.name} are no longer stored: evaluate it again.")
+    return LocalBlobs(settings.blobs).path(found.examples_blob)
+
+
+def beside(session: Session, found: Evaluation, against: int | None) -> Evaluation | None:
+    """Return the evaluation that examples stand beside: the one asked for, else the teacher's.
+
+    NotFound where it is of another set. None for the teacher itself.
+    """
+    others = queries.of_set(session, found.project_id, found.set_key)
+    if against is not None:
+        other = next((e for e in others if e.id == against and e.id != found.id), None)
+        if other is None:
+            raise NotFound(f"There is no evaluation {against} on the set of {found.name}.")
+        return other
+    return next((e for e in others if e.role == "teacher" and e.id != found.id), None)
+
+
 @dataclass(frozen=True, slots=True)
 class ComparedRow:
     """A chosen row: measured, still to come, or left out of the comparison."""
@@ -276,9 +324,10 @@ def compare_rows(
     made = queries.evaluations_of(session, [run.id for run in chosen_runs])
     finished = [e for e in made if e.state == "done"]
     key = _common_set([*asked, *_newest_of_each_run(finished)])
-    anchors = _anchors(session, project.id, key, {run.student_id for run in chosen_runs})
-    known = {e.id for e in anchors}
     owners = queries.runs_by_id(session, {e.run_id for e in asked if e.run_id is not None})
+    students = {run.student_id for run in (*chosen_runs, *owners.values())}
+    anchors = _anchors(session, project.id, key, students)
+    known = {e.id for e in anchors}
     rows = [
         ComparedRow(
             e.name,
@@ -420,14 +469,15 @@ def _told_apart(session: Session, rows: Sequence[ComparedRow]) -> list[ComparedR
     counts = Counter(row.name for row in rows)
     doubled = [row for row in rows if counts[row.name] > 1]
     ids = {r.evaluation.checkpoint_id for r in doubled if r.evaluation and r.run is None}
-    names = queries.checkpoint_names(session, ids) if ids else {}
+    made = queries.checkpoints_of(session, ids) if ids else {}
     told = []
     for row in rows:
         if counts[row.name] > 1 and row.run is not None:
             row = replace(row, name=f"{row.name} #{row.run.number}")  # noqa: PLW2901
         elif counts[row.name] > 1 and row.evaluation is not None:
-            made = names.get(row.evaluation.checkpoint_id or 0, f"e{row.evaluation.id}")
-            row = replace(row, name=f"{row.name} ({made})")  # noqa: PLW2901
+            checkpoint = made.get(row.evaluation.checkpoint_id or 0)
+            words = checkpoint.name if checkpoint else f"evaluation {row.evaluation.id}"
+            row = replace(row, name=f"{row.name} ({words})")  # noqa: PLW2901
         told.append(row)
     return told
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from sqlalchemy import func, select
+from sqlalchemy import func, or_, select
 from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.orm import Session
 
@@ -50,6 +50,37 @@ def series(session: Session, job_ids: Sequence[int]) -> dict[str, list[tuple[int
     found: dict[str, list[tuple[int, float]]] = {}
     for metric, step, value in rows:
         found.setdefault(metric, []).append((step, value))
+    return found
+
+
+def thin_series(
+    session: Session, job_ids: Sequence[int], metrics: Sequence[str], *, points: int
+) -> dict[tuple[int, str], list[tuple[int, float]]]:
+    """Return (job, metric) → about `points` of its (step, value), the last among them.
+
+    Thinned by the database: many runs' curves on one page would else travel whole.
+    """
+    own = (MetricPoint.job_id, MetricPoint.metric)
+    numbered = (
+        select(
+            *own,
+            MetricPoint.step,
+            MetricPoint.value,
+            func.row_number().over(partition_by=own, order_by=MetricPoint.step).label("place"),
+            func.count().over(partition_by=own).label("total"),
+        )
+        .where(MetricPoint.job_id.in_(job_ids), MetricPoint.metric.in_(metrics))
+        .subquery()
+    )
+    stride = func.greatest(1, numbered.c.total / points)
+    rows = session.execute(
+        select(numbered.c.job_id, numbered.c.metric, numbered.c.step, numbered.c.value)
+        .where(or_((numbered.c.place - 1) % stride == 0, numbered.c.place == numbered.c.total))
+        .order_by(numbered.c.job_id, numbered.c.metric, numbered.c.step)
+    )
+    found: dict[tuple[int, str], list[tuple[int, float]]] = {}
+    for job_id, metric, step, value in rows:
+        found.setdefault((job_id, metric), []).append((step, value))
     return found
 
 

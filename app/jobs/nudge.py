@@ -29,6 +29,7 @@ def make_celery(redis_url: str) -> Celery:
         task_serializer="json",
         accept_content=["json"],
         worker_hijack_root_logger=False,
+        worker_redirect_stdouts=False,  # through its proxy our log handler writes nothing
         broker_transport_options={"socket_timeout": 5, "socket_connect_timeout": 5},
     )
     return celery

@@ -80,7 +80,16 @@ class Comparison:
     rows: tuple[EvaluationRow, ...]
     differences: tuple[Difference, ...]
     warnings: tuple[str, ...]
-    sentence: str
+    sentences: tuple[str, ...]
+    """On one run: against the teacher, against the baseline, and what the verdict is about."""
+
+    @property
+    def sentence(self) -> str:
+        return " ".join(self.sentences)
+
+    @property
+    def teacher(self) -> EvaluationRow | None:
+        return next((row for row in self.rows if row.role == "teacher"), None)
 
     def as_json(self) -> dict[str, Any]:
         """Return the shape of `runs compare --json`."""
@@ -242,12 +251,12 @@ def compare(
 
 def _headline(
     runs: Sequence[EvaluationRow], found: Sequence[Difference], deciding_metric: str
-) -> str:
-    """Sentences on the first distilled run (else the first run), on the metric that decides."""
+) -> tuple[str, ...]:
+    """Return sentences on the first distilled run (else the first run), on what decides."""
     subject = next((r for r in runs if r.role == "distilled"), runs[0] if runs else None)
     if subject is None:
-        return "There is nothing to compare yet: no run has been evaluated."
+        return ("There is nothing to compare yet: no run has been evaluated.",)
     texts = [d.sentence for d in found if d.a == subject.name and d.metric == deciding_metric]
     if not texts:
-        return f"{subject.name} is not compared: there is no other row."
-    return " ".join((*texts, "The verdict is about this checkpoint; another seed may differ."))
+        return (f"{subject.name} is not compared: there is no other row.",)
+    return (*texts, "The verdict is about this checkpoint; another seed may differ.")

@@ -36,7 +36,7 @@ def comparison_table(comparison: Comparison) -> Table:
     names = measured(comparison)
     headers = ["Name", "Role"]
     headers += [f"{METRICS[m].label} {METRICS[m].unit}".strip() for m in names]
-    teacher = next((r.name for r in comparison.rows if r.role == "teacher"), "")
+    teacher = comparison.teacher.name if comparison.teacher else ""
     rows = []
     for row in comparison.rows:
         cells = row.cells()
@@ -79,7 +79,7 @@ def figures_table(
     """
     metrics, settings = measured(comparison), settings or {}
     by_name = {row.name: row for row in comparison.rows}
-    teacher = next((r.name for r in comparison.rows if r.role == "teacher"), None)
+    teacher = comparison.teacher.name if comparison.teacher else None
     headers = ["name", "role", *settings]
     for m in metrics:
         headers += _cell_headers(m)

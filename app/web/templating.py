@@ -142,9 +142,10 @@ def render(
     """Render `template`; only its `block` where htmx asks for a partial and one is named.
 
     Every page template extends base.html, which reads `project` (or None), `crumbs` (pairs of
-    label and address, the page itself last with None) and `nav` (key of the current entry).
+    label and address, the page itself last with None), `nav` (key of the current entry) and
+    `page_keys` (pairs of a key and what it does on this page: an element with `data-key`).
     """
-    values = {"project": None, "crumbs": (), "nav": None, **(context or {})}
+    values = {"project": None, "crumbs": (), "nav": None, "page_keys": (), **(context or {})}
     shell = _shell(request, values["project"])
     values |= {"request": request, "shell": shell}
     CSRF_TOKEN.set(shell.csrf_token)

@@ -27,7 +27,8 @@ class Chart {
     this.plot = root.querySelector("[data-plot]");
     this.twin = root.querySelector("[data-twin]");
     this.digits = Number(root.dataset.digits);
-    this.series = JSON.parse(root.dataset.series).map((s) => ({ ...s, points: new Map(s.points) }));
+    this.source = root.dataset.series;
+    this.series = JSON.parse(this.source).map((s) => ({ ...s, points: new Map(s.points) }));
     this.uplot = null;
     this.pending = false;
     this.draw();
@@ -52,9 +53,10 @@ class Chart {
         { label: this.root.dataset.x },
         ...this.series.map((s, i) => ({
           label: s.label,
-          stroke: css(`--s${(i % 6) + 1}`),
+          // A run keeps its colour in every chart and table of a page.
+          stroke: css(`--s${((s.colour ?? i) % 6) + 1}`),
           width: 1.5,
-          dash: DASHES[i % 6],
+          dash: DASHES[(s.colour ?? i) % 6],
           spanGaps: true,
           value: (_, value) => (value === null ? "—" : value.toFixed(this.digits).replace("-", "−")),
         })),
@@ -133,7 +135,8 @@ class Chart {
 
 function scan() {
   for (const [root, chart] of charts) {
-    if (!root.isConnected) {
+    // A morph keeps the element and may give it other curves.
+    if (!root.isConnected || root.dataset.series !== chart.source) {
       chart.close();
       charts.delete(root);
     }

@@ -1,4 +1,5 @@
-// Keyboard: / search, j k rows, Enter opens, ? help. Off while typing, with modifiers, in dialogs.
+// Keyboard: / search, j k rows, Enter opens, ? help, and what a page marks with data-key (first in
+// the row in focus). Off while typing, with modifiers, in dialogs.
 import { openDialog } from "./dialogs.js";
 
 const TYPING = "input, textarea, select, [contenteditable], [role=textbox], [role=combobox], [role=listbox], [role=option]";
@@ -37,6 +38,15 @@ function move(step) {
   const next = at < 0 ? (step > 0 ? 0 : list.length - 1) : Math.min(Math.max(at + step, 0), list.length - 1);
   focusRow(list[next]);
   return true;
+}
+
+function press(key) {
+  const marked = `[data-key="${CSS.escape(key)}"]`;
+  const row = document.activeElement?.closest("[data-row]");
+  const outside = [...document.querySelectorAll(marked)].find((found) => !found.closest("[data-row]"));
+  const found = row?.querySelector(marked) ?? outside;
+  found?.click();
+  return Boolean(found);
 }
 
 const ACTIONS = {
@@ -85,5 +95,5 @@ document.addEventListener("keydown", (event) => {
     return;
   }
   if (keysAreOff(event)) return;
-  if (ACTIONS[event.key]?.()) event.preventDefault();
+  if (ACTIONS[event.key]?.() || (event.key.length === 1 && press(event.key))) event.preventDefault();
 });

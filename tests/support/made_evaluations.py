@@ -124,6 +124,16 @@ class World:
         found = select(Job).join(RunJob, RunJob.job_id == Job.id).where(RunJob.run_id == run.id)
         return self.session.scalars(found.order_by(Job.id)).all()
 
+    def runs(self, *names: str) -> list[Run]:
+        found = self.session.scalars(select(Run).where(Run.project_id == self.project.id)).all()
+        by_name = {run.name: run for run in found}
+        return [by_name[name] for name in names]
+
+    def all_evaluations(self) -> Sequence[Evaluation]:
+        return self.session.scalars(
+            select(Evaluation).where(Evaluation.project_id == self.project.id)
+        ).all()
+
     def of_run(self, run: Run) -> Evaluation:
         return self.session.scalars(select(Evaluation).where(Evaluation.run_id == run.id)).one()
 

@@ -56,7 +56,8 @@ def run_child(task: Task) -> int:
         if callbacks.should_stop() and _has_base(error, "Stopped", "ImportStopped"):
             return EXIT_STOPPED  # no result: the supervisor ends or releases the job
         traceback.print_exc()
-        callbacks.log(traceback.format_exc(limit=-6), "error")
+        if not _has_base(error, *NAMED):
+            callbacks.log(traceback.format_exc(limit=-6), "error")
         callbacks.send(_as_event(error))
         return 1
     callbacks.send(ResultEvent(payload=result))
@@ -65,6 +66,8 @@ def run_child(task: Task) -> int:
     return EXIT_STOPPED if callbacks.should_stop() else 0
 
 
+NAMED = ("DistillError", "IngestError")
+"""Errors of the cores: a sentence for a person, no bug, so no trace."""
 OUT_OF_MEMORY = (
     "The body ran out of memory. Take a smaller micro-batch, shorter conversations "
     "or a machine with more memory."
@@ -73,7 +76,7 @@ OUT_OF_MEMORY = (
 
 def _as_event(error: Exception) -> ErrorEvent:
     """Name what the cores name themselves; call the rest an internal error."""
-    if _has_base(error, "DistillError", "IngestError"):
+    if _has_base(error, *NAMED):
         return ErrorEvent(error=type(error).__name__, message=str(error))
     text = str(error)
     if "out of memory" in text.lower():

@@ -191,7 +191,7 @@ def test_the_page_of_an_import_follows_its_stream(
     made = Made(parts, tmp_path)
     version = made.importing()
     page.goto(f"{HOME}/{version}")
-    expect(page.locator("main")).to_contain_text("It waits for a free worker.")
+    expect(page.locator("main")).to_contain_text("You may close this page")
     page.click("text=Stop the import")
     expect(page.locator("main")).to_contain_text("It was cancelled.")
     page.click("text=Try again")

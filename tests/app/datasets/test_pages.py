@@ -187,6 +187,14 @@ def test_files_of_two_formats_are_not_imported_together(signed_in: TestClient, m
     assert "Choose files of one format." in page(signed_in, "/new")
 
 
+def test_a_file_of_no_known_format_wants_one_named(signed_in: TestClient, made: Made) -> None:
+    upload = made.upload(b"free text\nand more\n", "notes.txt")
+    assert "Off: no file is stored and chosen." in page(signed_in, "/new"), "not chosen by itself"
+    query = f"/new?known_ids={upload}&upload_ids={upload}"
+    assert "“notes.txt” is in no known format." in page(signed_in, query).split("Off:")[1]
+    assert "Off:" not in page(signed_in, f"{query}&format=openai_chat")
+
+
 def test_an_import_starts_by_a_form_and_a_refused_form_keeps_what_was_typed(
     signed_in: TestClient, made: Made
 ) -> None:
@@ -265,12 +273,14 @@ def test_a_version_shows_its_work_its_failure_and_the_way_on(
     text = page(signed_in, f"/{version}")
     assert "data-live-progress" in text
     assert "Stop the import" in text
+    assert "Being handed to a worker." in text
     assert f"{version}/events?after=" in text
     assert signed_in.post(f"{HOME}/{version}/retry").status_code == 409
     assert signed_in.post(f"{HOME}/{version}/cancel").status_code == 303
     text = page(signed_in, f"/{version}")
     assert "It was cancelled." in text
     assert "Change the choices" in text
+    assert text.count("btn-primary") == 1
     before = made.job_of(version)
     assert signed_in.post(f"{HOME}/{version}/retry").status_code == 303
     assert made.job_of(version) != before
@@ -311,6 +321,8 @@ def test_freezing_is_offered_done_once_and_then_a_fact(signed_in: TestClient, ma
         finish(session, job, JobState.SUCCEEDED)
     text = page(signed_in, f"/{version}")
     assert "Content hash" in text
+    assert text.count("btn-primary") == 1
+    assert "New run" in text
     assert "Freeze traffic" not in text
 
 

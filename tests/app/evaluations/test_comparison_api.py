@@ -95,7 +95,7 @@ def test_rows_by_name_number_and_evaluation(world: World, get: Callable[..., dic
     assert names(found) == ["teacher", "undistilled", "kd #1", "kd #2"]
     values = [row["cells"]["exact_match"]["value"] for row in found["rows"]]
     assert values == [0.95, 0.0, 0.9, 0.8]
-    assert names(get(evaluation=[own])) == ["teacher", "seq"]
+    assert names(get(evaluation=[own])) == ["teacher", "undistilled", "seq"]
     assert names(get(group="g2")) == ["teacher", "undistilled", "kd"]
     assert get(run=["1", "3"], baseline="#3")["baseline"] == "seq"
     assert get(run=["1", "3"], baseline="kd")["baseline"] == "kd"

@@ -146,6 +146,8 @@ def test_resume_loses_only_the_shard_in_hand_and_gives_the_same_bytes(
     stopped_report, stopped = run(teacher, tmp_path / "part", stop=3)
     assert 0 < len(stopped.shards) < len(whole.shards)
     assert stopped_report.new_entries == len(stopped.entries)
+    assert stopped_report.missing_entries == stopped_report.entries - len(stopped.entries)
+    assert stopped_report.missing_rows == stopped_report.rows - stopped_report.new_rows > 0
     report, resumed = run(teacher, tmp_path / "part", cached=tuple(stopped.entries))
     assert stopped.shards + resumed.shards == whole.shards
     assert not set(resumed.entries) & set(stopped.entries)

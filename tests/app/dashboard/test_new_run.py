@@ -1,0 +1,268 @@
+"""The new run page: values good enough to start, presets, refusals, clones, three at once."""
+
+import re
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from app.dashboard import new_run
+from app.projects.models import Project
+from app.specs.training import RunSpec
+from app.web.deps import Services
+from tests.app.dashboard.conftest import Workshop
+from tests.support import made_rows
+
+RUNS = "/projects/support-router/runs"
+PARTIAL = {"HX-Request": "true", "HX-Request-Type": "partial"}
+
+
+def values_of(page: str) -> dict[str, Any]:
+    """Return what a browser would send from the form of a page."""
+    form = page[page.index('<form id="run-form"') :]
+    form = form[: form.index("</form>")]
+    found: dict[str, Any] = {}
+    for tag in re.findall(r"<input[^>]*>", form):
+        name, value = (re.search(rf'{key}="([^"]*)"', tag) for key in ("name", "value"))
+        ticked = "checked" in tag or ('type="radio"' not in tag and 'type="checkbox"' not in tag)
+        if name and ticked:
+            found[name[1]] = value[1] if value else ""
+    for name, options in re.findall(
+        r'<select[^>]*?name="([^"]+)"[^>]*>(.*?)</select>', form, re.DOTALL
+    ):
+        chosen = re.search(r'value="([^"]*)" selected', options)
+        found[name] = chosen[1] if chosen else ""
+    return found
+
+
+@pytest.fixture
+def values(pages: TestClient) -> dict[str, Any]:
+    return values_of(pages.get(f"{RUNS}/new").text)
+
+
+def test_untouched_values_can_be_started(pages: TestClient, values: dict[str, Any]) -> None:
+    # 3 epochs of 60 conversations would be 12 steps: never fewer than 150.
+    assert (values["role"], values["steps"], values["alpha"]) == ("distilled", "150", "0.7")
+    assert (values["name"], values["group"]) == ("distilled", "traffic-v1")
+    answer = pages.post(RUNS, data=values)
+    assert answer.status_code == 303
+    assert answer.headers["location"] == f"{RUNS}/1"
+    page = pages.get(f"{RUNS}/1").text
+    assert "distilled: forward KL, T 1, α 0.7" in page
+    assert "150" in page
+
+
+def test_a_second_press_starts_nothing_more(pages: TestClient, values: dict[str, Any]) -> None:
+    first = pages.post(RUNS, data=values).headers["location"]
+    assert pages.post(RUNS, data=values).headers["location"] == first
+    assert pages.get(f"{RUNS}/2").status_code == 404
+
+
+def test_three_objectives_start_together_at_equal_steps(
+    pages: TestClient, values: dict[str, Any]
+) -> None:
+    also = ["sequence_level", "labels_only"]
+    asked = pages.post(f"{RUNS}/new/estimate", data={**values, "also": also}, headers=PARTIAL).text
+    assert "Start 3 runs" in asked
+    answer = pages.post(RUNS, data={**values, "steps": "40", "also": also})
+    assert answer.headers["location"] == f"{RUNS}?group=traffic-v1"
+    page = pages.get(answer.headers["location"]).text
+    for words in ("#1 distilled", "#2 sequence-level", "#3 labels-only"):
+        assert words in page
+    assert page.count("40 steps × 16") == 3
+
+
+def test_none_starts_when_one_cannot(
+    pages: TestClient, parts: Services, workshop: Workshop
+) -> None:
+    with parts.sessions.begin() as session:
+        project = session.get_one(Project, workshop.project_id)
+        bare = made_rows.version(session, project, parts.settings, number=2, references=0)
+    values = values_of(pages.get(f"{RUNS}/new").text)
+    assert values["dataset_version_id"] == str(bare.id)
+    asked = pages.post(
+        f"{RUNS}/new/estimate", data={**values, "also": ["labels_only"]}, headers=PARTIAL
+    ).text
+    assert "“labels-only”: No conversation of this version has a reference" in asked
+    answer = pages.post(RUNS, data={**values, "also": ["labels_only"]})
+    assert answer.status_code == 422
+    assert "No conversation of this version has a reference" in answer.text
+    assert pages.get(f"{RUNS}/1").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("role", "shown", "hidden"),
+    [
+        ("sequence_level", "sequence-level", "f-alpha"),
+        ("labels_only", "labels-only", "f-temperature"),
+        ("fine_tune", "Checkpoint to tune", "also-distilled"),
+    ],
+)
+def test_another_kind_fills_what_follows_from_it(
+    pages: TestClient, values: dict[str, Any], role: str, shown: str, hidden: str
+) -> None:
+    asked = {**values, "role": role, "fill": "role"}
+    form = pages.post(f"{RUNS}/new/fill", data=asked, headers=PARTIAL).text
+    assert form.lstrip().startswith('<form id="run-form"')
+    assert shown in form
+    assert f'id="{hidden}"' not in form
+    filled = values_of(form)
+    assert pages.post(RUNS, data=filled).status_code == 303
+    back = pages.post(
+        f"{RUNS}/new/fill", data={**filled, "role": "distilled", "fill": "role"}, headers=PARTIAL
+    ).text
+    assert values_of(back)["alpha"] == "0.7"
+
+
+def test_tuning_the_teacher_trains_its_top_layers(
+    pages: TestClient, parts: Services, values: dict[str, Any]
+) -> None:
+    asked = {**values, "role": "fine_tune", "fill": "role"}
+    filled = values_of(pages.post(f"{RUNS}/new/fill", data=asked, headers=PARTIAL).text)
+    assert (filled["top_layers"], filled["teacher_id"]) == ("8", "")
+    pages.post(RUNS, data=filled)
+    run = pages.get("/api/v1/projects/support-router/runs/1").json()
+    assert (run["role"], run["teacher_id"]) == ("fine_tune", None)
+    with parts.sessions() as session:
+        project = session.get_one(Project, 1)
+        assert run["student_id"] == project.teacher_id
+
+
+@pytest.mark.parametrize(
+    ("preset", "steps", "most"),
+    [("fast", "20", "200"), ("balanced", "150", ""), ("thorough", "400", "")],
+)
+def test_a_preset_fills_the_knobs(
+    pages: TestClient, values: dict[str, Any], preset: str, steps: str, most: str
+) -> None:
+    asked = {**values, "steps": "7", "preset": preset, "fill": "preset", "name": "mine"}
+    filled = values_of(pages.post(f"{RUNS}/new/fill", data=asked, headers=PARTIAL).text)
+    assert (filled["steps"], filled["max_train_conversations"]) == (steps, most)
+    assert filled["name"] == "mine"
+
+
+def test_a_large_version_gets_its_epochs() -> None:
+    class Funnel:
+        id, state = 1, "frozen"
+        funnel = {"splits": {"train": 16_000}}  # noqa: RUF012 - a stand-in
+
+    choices = new_run.Choices([], [Funnel()])  # type: ignore[list-item]
+    asked = {**new_run.DEFAULTS, "dataset_version_id": "1", "preset": "balanced"}
+    # 3 epochs × 16,000 ÷ 16 a step.
+    assert new_run.with_preset(choices, asked)["steps"] == "3000"
+    assert new_run.with_preset(choices, {**asked, "preset": "thorough"})["steps"] == "8000"
+
+
+@pytest.mark.parametrize(
+    ("field", "typed", "words"),
+    [
+        ("steps", "many", "Must be a whole number."),
+        ("alpha", "1.5", "Must be at most 1."),
+        ("alpha", "0", "it is sequence-level"),
+        ("beta1", "x", "Must be a number."),
+        ("temperatures", "2, 4", "needs 1"),
+        ("max_tokens", "", "Is needed."),
+        ("student_id", "", "Choose a checkpoint."),
+        ("name", "", "Is needed."),
+    ],
+)
+def test_a_wrong_value_is_told_at_its_field_and_kept(
+    pages: TestClient, values: dict[str, Any], field: str, typed: str, words: str
+) -> None:
+    answer = pages.post(RUNS, data={**values, field: typed})
+    assert answer.status_code == 422
+    assert words in answer.text
+    assert f'href="#f-{field}"' in answer.text
+    assert f'id="f-{field}-e"' in answer.text
+    assert pages.get(f"{RUNS}/1").status_code == 404
+    asked = pages.post(f"{RUNS}/new/estimate", data={**values, field: typed}, headers=PARTIAL).text
+    assert "disabled" in asked
+    assert words in asked
+
+
+def test_a_mend_takes_the_reason_away(pages: TestClient, values: dict[str, Any]) -> None:
+    hot = {**values, "temperature": "3"}
+    blocked = pages.post(f"{RUNS}/new/estimate", data=hot, headers=PARTIAL).text
+    assert "Use temperature 1" in blocked
+    assert pages.post(RUNS, data=hot).status_code == 422
+    mended = {**hot, "fill": "mend", "set": '{"temperature": "1"}'}
+    filled = values_of(pages.post(f"{RUNS}/new/fill", data=mended, headers=PARTIAL).text)
+    assert filled["temperature"] == "1"
+    assert pages.post(RUNS, data=filled).status_code == 303
+    for broken in ("{", "[1]", '{"key": "x", "role": "y"}'):
+        same = pages.post(
+            f"{RUNS}/new/fill", data={**values, "fill": "mend", "set": broken}, headers=PARTIAL
+        )
+        assert values_of(same.text)["key"] == values["key"]
+
+
+def test_other_tokenizers_turn_to_sequence_level(
+    pages: TestClient, parts: Services, workshop: Workshop, values: dict[str, Any]
+) -> None:
+    with parts.sessions.begin() as session:
+        project = session.get_one(Project, workshop.project_id)
+        other = made_rows.checkpoint(session, project, "llama", tokenizer_fingerprint="f" * 64)
+    asked = {**values, "student_id": str(other.id)}
+    blocked = pages.post(f"{RUNS}/new/estimate", data=asked, headers=PARTIAL).text
+    assert "“llama” cannot learn from “teacher” token by token." in blocked
+    mend = {**asked, "fill": "mend", "set": '{"kind": "ce", "alpha": "0", "ce_target": "logged"}'}
+    filled = values_of(pages.post(f"{RUNS}/new/fill", data=mend, headers=PARTIAL).text)
+    assert filled["role"] == "sequence_level"
+    assert pages.post(RUNS, data=filled).status_code == 303
+
+
+def test_a_clone_keeps_every_value_and_marks_changes(pages: TestClient, workshop: Workshop) -> None:
+    workshop.start(
+        "kd",
+        group="g1",
+        training={
+            "schedule": {"steps": 77, "betas": [0.8, 0.99]},
+            "trainable": {"freeze_embeddings": True},
+        },
+    )
+    page = pages.get(f"{RUNS}/new", params={"from": 1}).text
+    assert "clone of #1 kd" in page
+    assert "Every setting is equal." in page
+    values = values_of(page)
+    assert (values["steps"], values["beta1"], values["freeze_embeddings"]) == ("77", "0.8", "true")
+    assert values["name"] == "kd-2"
+    changed = pages.post(
+        f"{RUNS}/new/estimate", data={**values, "steps": "99"}, headers=PARTIAL
+    ).text
+    assert "<del>77</del>" in changed
+    assert "<ins>99</ins>" in changed
+    pages.post(RUNS, data={**values, "steps": "99"})
+    made = pages.get(f"{RUNS}/2").text
+    assert "clone of" in made
+    assert "1 change" in made
+
+
+def test_a_project_without_data_says_what_is_missing(pages: TestClient, parts: Services) -> None:
+    with parts.sessions.begin() as session:
+        made_rows.project(session, "Bare")
+    page = pages.get("/projects/bare/runs/new").text
+    assert "A run needs data and checkpoints" in page
+    assert "/projects/bare/checkpoints" in page
+    assert pages.post("/projects/bare/runs", data={"name": "x"}).status_code == 422
+
+
+def test_every_setting_of_a_spec_has_a_knob() -> None:
+    """A field added to the specs must reach the form, the run page and the diff."""
+    spec = RunSpec(name="x", teacher_id=1, student_id=2, dataset_version_id=3).model_dump(
+        mode="json"
+    )
+    fixed = {
+        ("name",), ("teacher_id",), ("student_id",), ("dataset_version_id",), ("group",), ("role",),
+        ("training", "objective", "kind"), ("training", "render", "answer"),
+        ("capture", "name"), ("evaluation", "pack"),
+    }  # fmt: skip
+    paths = set(leaves(spec)) - fixed
+    assert {knob.path for knob in new_run.knobs.KNOBS} == paths
+
+
+def leaves(value: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    if isinstance(value, dict):
+        return [leaf for key, part in value.items() for leaf in leaves(part, (*path, key))]
+    if isinstance(value, list) and path[-1] == "betas":
+        return [(*path, str(at)) for at in range(len(value))]
+    return [path]

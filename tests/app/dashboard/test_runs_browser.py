@@ -1,0 +1,184 @@
+"""The pages of runs in Chromium: a live page that survives a reload, and the form that answers."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+from fastapi import FastAPI
+from playwright.sync_api import Browser, Page, expect
+from sqlalchemy.orm import Session
+from starlette.testclient import TestClient
+
+from app.db.hooks import take_signals
+from app.events.append import add_points, append
+from app.jobs.models import Job
+from app.jobs.nudge import Broker
+from app.specs.jobs import JobState
+from app.web.deps import Services
+from tests.app.dashboard.conftest import Workshop
+from tests.support.browser import (
+    NARROW,
+    WIDE,
+    Complaints,
+    axe,
+    chromium,
+    ensure_assets,
+    serving,
+    wider_than_the_window,
+)
+
+pytestmark = pytest.mark.browser
+RUNS = "/projects/support-router/runs"
+POINTS = "JSON.parse(document.querySelector('#chart-kl').dataset.series)[0].points.length"
+SHOWN = "document.querySelectorAll('#chart-kl-twin tbody tr').length"
+Write = Callable[[Session], None]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    ensure_assets()
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+def page(browser: Browser, app: FastAPI, signed_in: TestClient) -> Iterator[Page]:
+    """A signed-in browser; whatever a page complains about fails the test."""
+    with serving(app) as served:
+        context = browser.new_context(viewport=WIDE, base_url=served, reduced_motion="reduce")  # type: ignore[arg-type]
+        for cookie in signed_in.cookies.jar:
+            context.add_cookies([{"name": cookie.name, "value": str(cookie.value), "url": served}])
+        page = context.new_page()
+        page.set_default_timeout(10_000)
+        complaints = Complaints(page)
+        yield page
+        assert complaints.found == []
+        context.close()
+
+
+def look(page: Page) -> None:
+    """Check what every page owes: no serious findings in light and dark, no sideways scroll."""
+    for theme in ("light", "dark"):
+        page.emulate_media(color_scheme=theme)  # type: ignore[arg-type] # one of its literals
+        assert axe(page) == [], page.url
+    page.set_viewport_size(NARROW)  # type: ignore[arg-type] # a width and a height
+    assert wider_than_the_window(page) == [], page.url
+    page.set_viewport_size(WIDE)  # type: ignore[arg-type] # a width and a height
+
+
+class Worker:
+    """Writes what a worker would, and wakes who looks on."""
+
+    def __init__(self, parts: Services, job_id: int) -> None:
+        self.parts, self.job_id = parts, job_id
+        self.broker = Broker(str(parts.settings.redis_url))
+
+    def write(self, write: Write) -> None:
+        with self.parts.sessions() as session:
+            write(session)
+            session.commit()
+            self.broker.send(take_signals(session))
+
+    def steps(self, first: int, last: int) -> None:
+        def write(session: Session) -> None:
+            values = {
+                n: {"train/kd_loss": 1 / n, "train/loss": 2 / n} for n in range(first, last + 1)
+            }
+            add_points(session, "run:1", job_id=self.job_id, fence=1, steps=values)
+            progress = {"done": last, "total": 150, "unit": "steps", "eta_seconds": 60.0}
+            session.get_one(Job, self.job_id).progress = progress
+            append(session, "run:1", "progress", progress, job_id=self.job_id)
+            line = {"level": "info", "text": f"step {last} is done"}
+            append(session, "run:1", "log", line, job_id=self.job_id)
+
+        self.write(write)
+
+
+@pytest.fixture
+def worker(parts: Services, workshop: Workshop) -> Iterator[Worker]:
+    """A run whose training is at step 10."""
+    workshop.start()
+    workshop.bring(1, "precompute", JobState.SUCCEEDED)
+    found = Worker(parts, workshop.bring(1, "train", JobState.RUNNING))
+    found.steps(1, 10)
+    yield found
+    found.broker.close()
+
+
+def test_a_live_run_goes_on_after_a_reload(page: Page, worker: Worker, workshop: Workshop) -> None:
+    page.goto(f"{RUNS}/1")
+    page.click("#chart-kl [data-chart-twin]")
+    assert page.evaluate(POINTS) == page.evaluate(SHOWN) == 10
+    worker.steps(11, 25)
+    expect(page.locator("[data-live-log]")).to_contain_text("step 25 is done")
+    expect(page.locator("[data-live-progress]")).to_contain_text("25 of 150 steps")
+    page.wait_for_function(f"{SHOWN} === 25")
+    page.reload()
+    assert page.evaluate(POINTS) == 25
+    assert page.locator("[data-live-log]").inner_text().count("step 25 is done") == 1
+    page.click("#chart-kl [data-chart-twin]")
+    worker.steps(26, 30)
+    page.wait_for_function(f"{SHOWN} === 30")
+    look(page)
+    workshop.bring(1, "train", JobState.SUCCEEDED)
+    worker.write(
+        lambda s: append(s, "run:1", "state", {"state": "succeeded"}, job_id=worker.job_id)
+    )
+    expect(page.locator("#run-live [aria-current=step]")).to_contain_text("Evaluate")
+    # The curves were not touched by the swap of the part above them.
+    assert page.evaluate(SHOWN) == 30
+
+
+def test_a_run_is_stopped_from_its_dialog(page: Page, worker: Worker) -> None:
+    page.goto(f"{RUNS}/1")
+    page.click("[data-open=stop]")
+    expect(page.get_by_role("button", name="Go on")).to_be_focused()
+    look(page)
+    page.check("dialog input[value=discard]")
+    page.get_by_role("button", name="Stop the run").click()
+    expect(page.locator("#run-live .st-cancelling").first).to_be_visible()
+    with worker.parts.sessions() as session:
+        assert session.get_one(Job, worker.job_id).cancel_mode == "discard"
+
+
+@pytest.mark.usefixtures("workshop")
+def test_the_form_answers_what_is_chosen(page: Page) -> None:
+    page.goto(f"{RUNS}/new")
+    look(page)
+    page.check("#role-labels_only")
+    expect(page.locator("#f-name")).to_have_value("labels-only")
+    expect(page.locator("#role-labels_only")).to_be_focused()
+    page.check("#preset-fast")
+    page.check("#role-distilled")
+    expect(page.locator("#f-steps")).to_have_value("20")
+    start = page.locator("#before button[type=submit]")
+    page.fill("#f-temperature", "3")
+    expect(page.locator("#blocked")).to_contain_text("is not in the cache's grid")
+    expect(start).to_be_disabled()
+    look(page)
+    page.click("text=Use temperature 1")
+    expect(page.locator("#f-temperature")).to_have_value("1")
+    expect(start).to_be_enabled()
+    page.check("#also-sequence_level")
+    page.check("#also-labels_only")
+    expect(start).to_have_text("Start 3 runs")
+    start.click()
+    page.wait_for_url("**/runs?group=*")
+    expect(page.locator("[data-row]")).to_have_count(3)
+    look(page)
+
+
+def test_the_table_filters_while_one_types(page: Page, workshop: Workshop) -> None:
+    workshop.start("alpha", group="g1")
+    workshop.start("beta", group="g2")
+    page.goto(RUNS)
+    page.fill("#search", "bet")
+    expect(page.locator("[data-row]")).to_have_count(1)
+    assert "search=bet" in page.url
+    page.reload()
+    expect(page.locator("[data-row]")).to_have_count(1)
+    page.fill("#search", "nothing")
+    page.click("text=Drop search")
+    page.wait_for_url(lambda address: "search" not in address)
+    expect(page.locator("[data-row]")).to_have_count(2)
+    page.select_option("#group", "g1")
+    expect(page.locator("[data-row]")).to_have_count(1)
