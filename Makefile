@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= PASSIVE
 export GOMP_SPINCOUNT ?= 0
 
-.PHONY: setup demo up chromium lint types test mutants bench-setup clean
+.PHONY: setup demo up chromium lint types test mutants bench-setup screenshots clean
 
 setup: $(VENV)/.installed static/vendor/.installed
 
@@ -60,6 +60,10 @@ $(VENV)/.bench: $(VENV)/.installed $(VENV)/.teacher
 	$(BIN)/pip install --quiet --editable ".[bench]"
 	@echo "Ready: $(BIN)/python -m bench.kd_step, bench.loss_memory, bench.quality (--json gives the figures)."
 	touch $@
+
+# Pictures for the README: of a tiny journey of their own, or of a served home (HOME_DIR=.stillhouse).
+screenshots: setup chromium
+	$(BIN)/python -m tests.support.screenshots $(if $(HOME_DIR),--home $(HOME_DIR))
 
 # Apply small breakages one at a time: each must make the tests fail.
 mutants: setup
