@@ -66,6 +66,9 @@ def new(
         role = request.query_params.get("role")
         if role:
             values = new_run.with_role(session, project, choices, {**values, "role": role})
+        student = request.query_params.get("student", "")
+        if choices.checkpoint(student) is not None:
+            values = {**values, "student_id": student}
     return _page(request, session, project, settings, {**values, "also": []})
 
 

@@ -4,14 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Subquery, func, select
+from sqlalchemy import Subquery, func, literal, select
 from sqlalchemy.orm import Session
 
 from app.dashboard.run_view import ROLE_WORDS, objective_words, results_of
 from app.datasets.models import Dataset, DatasetVersion
 from app.evaluations.models import Evaluation, EvaluationMetric
 from app.events.queries import latest_by_job
-from app.jobs.models import Job
 from app.metrics.comparison import Cell
 from app.projects.models import Project
 from app.runs import queries
@@ -108,13 +107,12 @@ def page_of(
 def _rows(
     session: Session, project: Project, state: TableState, values: Subquery
 ) -> list[tuple[Run, float]]:
-    """Return (run, sort value) of one page and one more."""
-    value = func.coalesce(values.c.value, NOT_MEASURED)
-    statement = (
-        select(Run, value)
-        .outerjoin(values, values.c.run_id == Run.id)
-        .where(Run.project_id == project.id)
-    )
+    """Return (run, sort value) of one page and one more; values are read only to sort by them."""
+    by_value = state.sort.key == "value"
+    value = func.coalesce(values.c.value, NOT_MEASURED) if by_value else literal(NOT_MEASURED)
+    statement = select(Run, value).where(Run.project_id == project.id)
+    if by_value:
+        statement = statement.outerjoin(values, values.c.run_id == Run.id)
     filters = state.filters
     if "search" in filters:
         statement = statement.where(queries.search_filter(filters["search"]))
@@ -144,6 +142,7 @@ def _lines(session: Session, project: Project, views: Sequence[RunView]) -> list
     trainings = {v.run.id: t.job for v in views if (t := v.phase("train")) is not None}
     live = [job.id for job in trainings.values() if not JobState(job.state).terminal]
     speeds = latest_by_job(session, live, SPEED)
+    speeds |= queries.training_speeds(session, [job.id for job in trainings.values()])
     parents = {v.run.parent_id for v in views} - {None}
     numbers = queries.numbers_of(session, [p for p in parents if p is not None])
     return [
@@ -151,7 +150,7 @@ def _lines(session: Session, project: Project, views: Sequence[RunView]) -> list
             view,
             cell=cells.get(view.run.id),
             data=data.get(view.run.dataset_version_id or 0, "removed"),
-            speed=_speed(trainings.get(view.run.id), speeds),
+            speed=speeds.get(trainings[view.run.id].id) if view.run.id in trainings else None,
             parent=numbers.get(view.run.parent_id or 0),
         )
         for view in views
@@ -164,16 +163,6 @@ def _line(
     spec = RunSpec.model_validate(view.run.spec)
     words = objective_words(spec)
     return RunLine(view, spec, ROLE_WORDS[view.run.role], words, data, cell, speed, parent)
-
-
-def _speed(job: Job | None, live: Mapping[int, float]) -> float | None:
-    """Return tokens a second: the mean of a finished training, the newest of one at work."""
-    if job is None:
-        return None
-    result = job.result or {}
-    if result.get("tokens") and result.get("seconds"):
-        return float(result["tokens"]) / float(result["seconds"])
-    return live.get(job.id)
 
 
 def _data_words(session: Session, ids: set[int | None]) -> dict[int, str]:

@@ -127,14 +127,16 @@ def _step(phase: RunPhase, line: JobLine | None, current: RunPhase | None) -> di
     state = JobState(job.state)
     here = current is not None and current.role == phase.role
     looks = {JobState.SUCCEEDED: "done", JobState.FAILED: "hold"}
+    if job.error == "upstream_failed":
+        state = JobState.CANCELLED  # it was never tried: only the job before it failed
     step: dict[str, Any] = {
         "state": "now" if here else looks.get(state, ""),
-        "status": line.shown_state if line else job.state,
+        "status": line.shown_state if line and state == job.state else str(state),
         "name": PHASE_NAMES[phase.role],
         "href": None,
         "progress": None,
         "title": _phase_title(phase, line),
-        "text": line.reason if line and state != JobState.FAILED else "",
+        "text": line.reason if line and not state.terminal else "",
     }
     if here and line is not None:
         step["progress"] = line.done_share

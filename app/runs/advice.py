@@ -1,6 +1,6 @@
 """Before a run starts: what forbids it, what to mend, what it will read, take and last."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -12,14 +12,12 @@ from sqlalchemy.orm import Session
 from app.checkpoints.models import Checkpoint
 from app.datasets.models import DatasetVersion
 from app.datasets.queries import text_sizes
-from app.jobs.models import Job
 from app.metrics.formatting import number
 from app.runs import queries
 from app.runs.schemas import CacheOut, EstimateOut, Mend, PartOut, Phase, Seconds
 from app.settings import Settings
 from app.specs.checkpoint import BAND, CheckpointCard, compression, verdict_of_cards
 from app.specs.conversation import ImportFunnel
-from app.specs.jobs import JobKind
 from app.specs.teacher import CacheReport
 from app.specs.training import RunSpec
 from app.storage.blobs import LocalBlobs
@@ -272,27 +270,13 @@ class _Past:
 
 
 def _past(session: Session, phase: Phase) -> list[_Past]:
-    jobs = queries.succeeded_jobs(session, phase)
-    runs = {job.spec["run_id"] for job in jobs if job.spec.get("run_id") is not None}
+    jobs = queries.past_jobs(session, phase)
+    runs = {job.run_id for job in jobs if job.run_id is not None}
     students = queries.students_of(session, runs)
-    return [past for job in jobs if (past := _past_of(job, students)) is not None]
-
-
-def _past_of(job: Job, students: Mapping[int, int | None]) -> _Past | None:
-    result = job.result or {}
-    report = result.get("report", result)
-    amounts = {
-        JobKind.PRECOMPUTE.value: "new_rows",
-        JobKind.TRAIN.value: "tokens",
-        JobKind.EVALUATE.value: "conversations",
-    }
-    amount, seconds = report.get(amounts[job.kind]), report.get("seconds")
-    if not amount or not seconds:
-        return None
-    spec = job.spec
-    trained = students.get(spec.get("run_id", 0))
-    used = spec.get("teacher_id") if job.kind == JobKind.PRECOMPUTE else spec.get("checkpoint_id")
-    return _Past(used or trained, amount / seconds)
+    return [
+        _Past(job.checkpoint_id or students.get(job.run_id or 0), job.amount / job.seconds)
+        for job in jobs
+    ]
 
 
 def _part(

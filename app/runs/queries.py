@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from sqlalchemy import ColumnElement, Select, Subquery, case, func, literal, or_, select
 from sqlalchemy.dialects.postgresql import aggregate_order_by, distinct_on
-from sqlalchemy.orm import InstrumentedAttribute, Session
+from sqlalchemy.orm import InstrumentedAttribute, Session, defer
 
 from app.accounts.models import User
 from app.events.models import RunEvent
@@ -148,6 +148,8 @@ def phases_of(session: Session, run_ids: Sequence[int]) -> dict[int, tuple[RunPh
         select(RunJob.run_id, RunJob.role, Job)
         .join(Job, Job.id == RunJob.job_id)
         .where(RunJob.run_id.in_(run_ids))
+        # An evaluation's result holds its sums by cluster: far more than a page shows.
+        .options(defer(Job.result), defer(Job.spec))
         .order_by(RunJob.run_id, _place(RunJob.role), Job.id)
     )
     jobs: dict[int, dict[Phase, list[Job]]] = {run_id: {} for run_id in run_ids}
@@ -239,14 +241,45 @@ def attempts_of(session: Session, job_ids: Sequence[int]) -> Sequence[JobAttempt
     ).all()
 
 
-def succeeded_jobs(session: Session, kind: str, *, limit: int = 40) -> Sequence[Job]:
-    """Return the newest jobs of a kind that have a result: what estimates rest on."""
-    return session.scalars(
-        select(Job)
-        .where(Job.kind == kind, Job.state == JobState.SUCCEEDED, Job.result.is_not(None))
+AMOUNTS: dict[Phase, tuple[str, ...]] = {
+    "precompute": ("report", "new_rows"),
+    "train": ("tokens",),
+    "evaluate": ("report", "conversations"),
+}
+"""Where a job's result says how much it did; its seconds stand beside it."""
+
+
+@dataclass(frozen=True, slots=True)
+class PastJob:
+    """What a finished job did: for which checkpoint (or run), how much, in how long."""
+
+    checkpoint_id: int | None
+    run_id: int | None
+    amount: float
+    seconds: float
+
+
+def past_jobs(session: Session, kind: Phase, *, limit: int = 40) -> list[PastJob]:
+    """Return the newest jobs of a kind that did something: what estimates rest on."""
+    path = AMOUNTS[kind]
+    amount = Job.result[path].as_float()
+    seconds = Job.result[(*path[:-1], "seconds")].as_float()
+    teacher, checkpoint = Job.spec["teacher_id"], Job.spec["checkpoint_id"]
+    used = teacher if kind == "precompute" else checkpoint
+    rows = session.execute(
+        select(used.as_integer(), Job.spec["run_id"].as_integer(), amount, seconds)
+        .where(Job.kind == kind, Job.state == JobState.SUCCEEDED, amount > 0, seconds > 0)
         .order_by(Job.id.desc())
         .limit(limit)
-    ).all()
+    )
+    return [PastJob(*row) for row in rows]
+
+
+def training_speeds(session: Session, job_ids: Sequence[int]) -> dict[int, float]:
+    """Return the mean tokens per second of finished trainings."""
+    tokens, seconds = Job.result["tokens"].as_float(), Job.result["seconds"].as_float()
+    rows = session.execute(select(Job.id, tokens / seconds).where(Job.id.in_(job_ids), seconds > 0))
+    return {job_id: float(speed) for job_id, speed in rows}
 
 
 def thinned(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import uvicorn
 from fastapi import FastAPI
 from playwright.sync_api import Browser, Page, sync_playwright
+from starlette.testclient import TestClient
 
 from app.web.templating import STATIC, TEMPLATES
 from app.web.vendor import HTMX, ROOT, icons_named, install
@@ -94,3 +95,32 @@ class Complaints:
     def _console(self, message: object) -> None:
         if getattr(message, "type", "") in ("error", "warning"):
             self.found.append(f"{message.location['url']}: {message.text}")  # type: ignore[attr-defined] # a ConsoleMessage
+
+
+@contextmanager
+def signed_in_page(browser: Browser, address: str, client: TestClient) -> Iterator[Page]:
+    """A browser with a client's session; whatever a page complains about fails the test."""
+    context = browser.new_context(
+        viewport=WIDE,  # type: ignore[arg-type] # a ViewportSize
+        base_url=address,
+        reduced_motion="reduce",
+    )
+    for cookie in client.cookies.jar:
+        context.add_cookies([{"name": cookie.name, "value": str(cookie.value), "url": address}])
+    page = context.new_page()
+    page.set_default_timeout(10_000)
+    complaints = Complaints(page)
+    yield page
+    # A refused form answers 422, which the console calls a failure.
+    assert [words for words in complaints.found if "status of 422" not in words] == []
+    context.close()
+
+
+def look(page: Page) -> None:
+    """Check what every page owes: nothing serious in light and dark, no sideways scroll."""
+    for theme in ("light", "dark"):
+        page.evaluate(f"document.documentElement.dataset.bsTheme = '{theme}'")
+        assert axe(page) == [], f"{page.url}, {theme}"
+    page.set_viewport_size(NARROW)  # type: ignore[arg-type] # a ViewportSize
+    assert wider_than_the_window(page) == [], page.url
+    page.set_viewport_size(WIDE)  # type: ignore[arg-type] # a ViewportSize

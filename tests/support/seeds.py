@@ -228,3 +228,7 @@ def evaluation(  # noqa: PLR0913 - a row with its one metric, each column a keyw
     )
     session.flush()
     return row
+
+
+def failure(message: str) -> ErrorEvent:
+    return ErrorEvent(error="broken", message=message)

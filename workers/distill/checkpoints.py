@@ -7,10 +7,11 @@ import os
 import shutil
 import struct
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from math import prod
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -43,6 +44,7 @@ _TOKENIZER_FILES = (
 )
 _MAX_HEADER = 100 << 20
 _LICENCE_READ = 20_000
+_REPORT_SECONDS = 0.5
 _LICENCE_LENGTH = 80
 
 
@@ -322,17 +324,20 @@ def download_hub(
     token: str | None,
     target: Path,
     callbacks: Callbacks,
+    *,
+    endpoint: str | None = None,
 ) -> str:
     """Download a hub repository's safetensors, config and tokenizer; return the commit it is.
 
-    Finished files are kept in `target` when it fails and not fetched again. Errors:
+    What was fetched is kept in `target` when it fails; the next try goes on from there. Without
+    an endpoint HF_ENDPOINT names the hub. Errors:
     HubUnavailableError (offline, gated, unknown), CheckpointError (no safetensors there).
     """
     from huggingface_hub import HfApi, hf_hub_download  # noqa: PLC0415 - only this job needs it
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError  # noqa: PLC0415 - as above
 
     callbacks.phase("download")
-    api = HfApi(token=token)
+    api = HfApi(endpoint=endpoint, token=token)
     try:
         info = api.model_info(repo_id, revision=revision, files_metadata=True, timeout=20)
         sizes = {s.rfilename: s.size or 0 for s in info.siblings or [] if _wanted(s.rfilename)}
@@ -340,7 +345,15 @@ def download_hub(
         done, total = 0, sum(sizes.values())
         for name in sorted(sizes, key=lambda n: (sizes[n], n)):
             callbacks.progress(done, total, "bytes")
-            hf_hub_download(repo_id, name, revision=info.sha, token=token, local_dir=str(target))
+            hf_hub_download(
+                repo_id,
+                name,
+                revision=info.sha,
+                token=token,
+                local_dir=str(target),
+                endpoint=api.endpoint,
+                tqdm_class=_reporter(callbacks, done, total),
+            )
             done += sizes[name]
         callbacks.progress(done, total, "bytes")
     except HFValidationError as error:
@@ -361,6 +374,31 @@ def download_hub(
         raise
     shutil.rmtree(target / ".cache", ignore_errors=True)
     return str(info.sha)
+
+
+def _reporter(callbacks: Callbacks, before: int, total: int) -> Any:
+    """Return a progress bar class of the hub's client that reports bytes, twice a second at most.
+
+    `before`: bytes of the files already there.
+    """
+
+    class Reporter:
+        def __init__(self, *_: Any, initial: int = 0, **__: Any) -> None:
+            self.n, self.told = initial, 0.0
+
+        def __enter__(self) -> Self:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            return None
+
+        def update(self, count: float = 1) -> None:
+            self.n += int(count)
+            if time.monotonic() - self.told > _REPORT_SECONDS:
+                self.told = time.monotonic()
+                callbacks.progress(min(before + self.n, total), total, "bytes")
+
+    return Reporter
 
 
 def _require_safetensors(repo_id: str, revision: str, names: Iterable[str]) -> None:
