@@ -92,7 +92,7 @@ def test_from_the_setup_link_to_the_comparison(
     served: str, page: Page, factory: Factory, own_settings: Settings, tmp_path: Path
 ) -> None:
     log, teacher = tmp_path / "traffic.jsonl", tmp_path / "teacher"
-    write_log(log, 60)
+    write_log(log, 200)
     save_checkpoint(tiny.llama(layers=4), tiny.tokenizer(), teacher)
     with transaction(factory) as session:
         secret = accounts.ensure_setup_link(session)

@@ -202,16 +202,16 @@ class Journey:
         differing.click()
         page.wait_for_url("**diff=0**")
         expect(differing).to_have_attribute("aria-pressed", "false")
-        page.get_by_role("link", name="Make labels-only the baseline").click()
-        expect(page.locator("#compare tr.base")).to_contain_text("labels-only")
+        page.get_by_role("link", name="Make sequence-level the baseline").click()
+        expect(page.locator("#compare tr.base")).to_contain_text("sequence-level")
         page.reload()
-        expect(page.locator("#compare tr.base")).to_contain_text("labels-only")
+        expect(page.locator("#compare tr.base")).to_contain_text("sequence-level")
         self.see("compare_diff")
         with page.expect_download() as download:
             page.get_by_role("link", name="CSV").click()
         lines = Path(download.value.path()).read_text().splitlines()
         assert len(lines) == 6, lines
-        assert "labels-only" in "".join(lines)
+        assert "sequence-level" in "".join(lines)
 
     def report(self) -> None:
         """From a run to its evaluation, with answers side by side."""

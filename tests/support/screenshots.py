@@ -84,7 +84,7 @@ def of_a_journey(page: Page, look: Shooter) -> None:
             secret = accounts.ensure_setup_link(session)
         log, teacher = settings.home / "traffic.jsonl", settings.home / "teacher"
         save_checkpoint(tiny.llama(layers=4), tiny.tokenizer(), teacher)
-        write_log(log, 60)
+        write_log(log, 200)
         with serving(create_app(settings)) as address, working(factory, settings):
             whole_journey(Journey(page, address, look), f"/setup/{secret}", teacher, log)
         engine.dispose()
