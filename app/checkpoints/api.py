@@ -3,7 +3,14 @@
 from fastapi import APIRouter, Request
 
 from app.checkpoints import queries, service
-from app.checkpoints.schemas import CheckpointAdd, CheckpointOut, StudentMake
+from app.checkpoints.queries import CheckpointLine
+from app.checkpoints.schemas import (
+    CheckpointAdd,
+    CheckpointOut,
+    StudentEstimate,
+    StudentMake,
+    StudentSizes,
+)
 from app.projects.api import ProjectDep
 from app.security.permissions import Permission
 from app.web.deps import CurrentUser, SessionDep, require, services
@@ -11,10 +18,15 @@ from app.web.deps import CurrentUser, SessionDep, require, services
 router = APIRouter(prefix="/api/v1/projects/{project}/checkpoints", tags=["checkpoints"])
 
 
+def _shown(line: CheckpointLine) -> CheckpointOut:
+    out = CheckpointOut.model_validate(line.row)
+    found = {"role": line.role, "compression": line.compression, "tokenizer": line.verdict}
+    return out.model_copy(update=found)
+
+
 @router.get("", dependencies=[require(Permission.READ)])
 def list_checkpoints(project: ProjectDep, session: SessionDep) -> list[CheckpointOut]:
-    found = queries.of_project(session, project.id)
-    return [CheckpointOut.model_validate(row) for row in found]
+    return [_shown(line) for line in queries.lines(session, project)]
 
 
 @router.post("", status_code=202, dependencies=[require(Permission.WRITE)])
@@ -38,6 +50,17 @@ def make_student(
     return CheckpointOut.model_validate(row)
 
 
+@router.post("/students/estimate", dependencies=[require(Permission.READ)])
+def estimate_student(
+    project: ProjectDep, data: StudentSizes, session: SessionDep
+) -> StudentEstimate:
+    """Return what a student of these sizes would be: arithmetic, nothing is made."""
+    card, found = service.estimate_student(session, project, data)
+    return StudentEstimate(card=card, compression=found)
+
+
 @router.get("/{checkpoint_id}", dependencies=[require(Permission.READ)])
 def show_checkpoint(project: ProjectDep, checkpoint_id: int, session: SessionDep) -> CheckpointOut:
-    return CheckpointOut.model_validate(service.get(session, project.id, checkpoint_id))
+    row = service.get(session, project.id, checkpoint_id)
+    found = (line for line in queries.lines(session, project) if line.row.id == row.id)
+    return _shown(next(found))

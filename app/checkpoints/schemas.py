@@ -5,7 +5,15 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.errors import InvalidInput
-from app.specs.checkpoint import CheckpointSource, FolderSource, HubSource, PruneSpec
+from app.specs.checkpoint import (
+    CheckpointCard,
+    CheckpointSource,
+    Compression,
+    FolderSource,
+    HubSource,
+    PruneSpec,
+    TokenizerVerdict,
+)
 
 
 class CheckpointAdd(BaseModel):
@@ -22,6 +30,13 @@ class StudentMake(BaseModel):
     name: str = Field(min_length=1, max_length=80)
     teacher_id: int
     dataset_version_id: int | None = None
+    prune: PruneSpec
+
+
+class StudentSizes(BaseModel):
+    """What a student would keep of a teacher."""
+
+    teacher_id: int
     prune: PruneSpec
 
 
@@ -76,7 +91,16 @@ class PruneForm(BaseModel):
         return PruneSpec.model_validate(self.model_dump(include=set(sizes)))
 
 
+class StudentEstimate(BaseModel):
+    """A student before it is made: exact counts, and how much smaller it would be."""
+
+    card: CheckpointCard
+    compression: Compression
+
+
 class CheckpointOut(BaseModel):
+    """`compression` and `tokenizer` compare it with the project's teacher, once both are ready."""
+
     model_config = ConfigDict(from_attributes=True)
 
     id: int
@@ -86,3 +110,6 @@ class CheckpointOut(BaseModel):
     card: dict[str, Any] | None
     error: str | None
     job_id: int | None
+    role: Literal["", "teacher", "student"] = ""
+    compression: Compression | None = None
+    tokenizer: TokenizerVerdict | None = None

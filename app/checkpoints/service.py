@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from app.checkpoints import queries
 from app.checkpoints.models import Checkpoint
-from app.checkpoints.schemas import CheckpointAdd, StudentMake
+from app.checkpoints.schemas import CheckpointAdd, StudentMake, StudentSizes
 from app.errors import Conflict, InvalidInput, NotFound
 from app.jobs import service as jobs
 from app.jobs.endings import when_unfinished
@@ -19,7 +19,7 @@ from app.projects.models import Project
 from app.settings import Settings
 from app.specs.checkpoint import CheckpointCard, Compression, PruneSpec, compression
 from app.specs.jobs import JobKind, PruneJob, RegisterJob
-from app.specs.pruning import PRUNABLE, Shape, shape_problems
+from app.specs.pruning import PRUNABLE, Shape, pruned_card, shape_problems
 
 TOKEN_GRACE_SECONDS = 60
 
@@ -114,6 +114,21 @@ def make_student(
     )
     row.job_id = _ask(session, project, row, JobKind.PRUNE, spec, owner)
     return row
+
+
+def estimate_student(
+    session: Session, project: Project, data: StudentSizes
+) -> tuple[CheckpointCard, Compression]:
+    """Return the card that a student of these sizes would have, and how much smaller it is."""
+    teacher = get(session, project.id, data.teacher_id)
+    if teacher.card is None:
+        raise Conflict(f"“{teacher.name}” is {teacher.state}; a student needs a ready teacher.")
+    card = CheckpointCard.model_validate(teacher.card)
+    check_shape(card, data.prune)
+    made = pruned_card(card, data.prune)
+    if made is None:
+        raise Conflict(f"The counts of “{teacher.name}” do not add up as a llama type's do.")
+    return made, compression(card, made)
 
 
 def _ask(

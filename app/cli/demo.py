@@ -11,6 +11,7 @@ from typing import Annotated, Any, Self
 
 import httpx
 import typer
+from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from app.cli.comparison import print_comparison
@@ -51,23 +52,27 @@ def demo(
     setting = QUICK if quick else REAL
     configure_logs("console", level=logging.WARNING)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with reporting(), _served(settings) as api, Steps(quiet=as_json) as steps:
+    with (
+        reporting(),
+        _served(settings, errors if as_json else console) as api,
+        Steps(quiet=as_json) as steps,
+    ):
         address = address_of(settings)
         folder = settings.home / "demo" / setting.name
-        demo_ = Demo(api, setting, folder, steps)
+        work = Demo(api, setting, folder, steps)
         try:
-            found = demo_.carry_out()
+            found = work.carry_out()
         except (StepFailed, NoBaseCheckpoint) as error:
-            raise CommandFailed(f"{error}\n{_where_to_look(settings, demo_.project)}") from error
+            raise CommandFailed(f"{error}\n{_where_to_look(settings, work.project)}") from error
         steps.close()
-        page = f"{address}/projects/{demo_.project}"
+        page = f"{address}/projects/{work.project}"
         if as_json:
             print_json({"project": page, "seconds": steps.seconds, "comparison": found})
         else:
             print_comparison(found)
             console.print(_closing(setting.name == "quick", steps, page), markup=False)
         if stay:
-            console.print(f"{address} stays up. Ctrl-C stops.", markup=False)
+            errors.print(f"{address} stays up. Ctrl-C stops.", markup=False)
             with stopped_by_hand():
                 threading.Event().wait()
 
@@ -98,11 +103,11 @@ def stopped_by_hand() -> Iterator[None]:
 
 
 @contextmanager
-def _served(settings: Settings) -> Iterator[Api]:
+def _served(settings: Settings, out: Console) -> Iterator[Api]:
     """Yield the API of a home: of what serves it already, else of servers started for now."""
     if HomeLock.is_held(settings.home):
         with open_api(settings) as api:
-            console.print(f"{address_of(settings)} serves this home already.", markup=False)
+            out.print(f"{address_of(settings)} serves this home already.", markup=False)
             yield api
         return
     if not is_port_free(settings):
@@ -112,7 +117,7 @@ def _served(settings: Settings) -> Iterator[Api]:
         keeper = threading.Thread(target=watch, args=(programs, stop), daemon=True)
         keeper.start()
         try:
-            greet(served)
+            greet(served, out)
             _wait_until_ready(settings)
             with open_api(settings) as api:
                 yield api

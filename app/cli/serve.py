@@ -99,24 +99,22 @@ def is_port_free(settings: Settings) -> bool:
     return True
 
 
-def greet(settings: Settings) -> None:
+def greet(settings: Settings, out: Console = console) -> None:
     """Say where the dashboard is and, while there is no account, how to make the first."""
     address = settings.own_address
-    console.print(
-        f"Stillhouse serves {address}, home {settings.home}. Ctrl-C stops.", soft_wrap=True
-    )
-    offer_setup(settings, address)
+    out.print(f"Stillhouse serves {address}, home {settings.home}. Ctrl-C stops.", soft_wrap=True)
+    offer_setup(settings, address, out)
 
 
-def offer_setup(settings: Settings, address: str = "") -> None:
+def offer_setup(settings: Settings, address: str = "", out: Console = console) -> None:
     """Print a new one-time link, or only its path, while there is no account."""
     engine = make_engine(settings.require_database_url())
     with transaction(make_session_factory(engine)) as session:
         secret = accounts.ensure_setup_link(session)
     engine.dispose()
     if secret is not None:
-        console.print("No account yet. This link makes the first, once:", soft_wrap=True)
-        console.print(f"{address}/setup/{secret}", soft_wrap=True, highlight=False)
+        out.print("No account yet. This link makes the first, once:", soft_wrap=True)
+        out.print(f"{address}/setup/{secret}", soft_wrap=True, highlight=False)
 
 
 def watch(programs: list[Program], stop: threading.Event) -> None:

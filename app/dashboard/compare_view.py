@@ -11,7 +11,7 @@ from app.dashboard.compare_charts import POINTS, QUANTITIES, ChartView, Curve, c
 from app.dashboard.compare_settings import COLUMNS, Known, Setting, settings_of
 from app.dashboard.compare_state import CompareState, Order
 from app.evaluations import queries
-from app.evaluations.service import Compared, ComparedRow, compare_rows
+from app.evaluations.comparing import Compared, ComparedRow, compare_rows
 from app.events.queries import thin_series
 from app.metrics.comparison import Cell, Comparison, Difference
 from app.metrics.forest import ForestBar, ForestScale, bar, scale_for

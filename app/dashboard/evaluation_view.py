@@ -7,10 +7,10 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from app.evaluations import queries, service
+from app.evaluations.comparing import Compared, compare_rows
 from app.evaluations.examples import BY_EXAMPLE
 from app.evaluations.models import Evaluation
 from app.evaluations.schemas import Choice, ExampleFilter, ExampleOut, ExamplesOut, Outcome
-from app.evaluations.service import Compared, compare_rows
 from app.metrics.comparison import Cell, Difference
 from app.metrics.registry import METRICS, Metric
 from app.metrics.verdicts import tolerance_words

@@ -15,7 +15,7 @@ from app.dashboard.next_step import NextStep, next_step
 from app.dashboard.pipeline import Step, pipeline
 from app.dashboard.queries import QueueRow
 from app.evaluations import queries as evaluations
-from app.evaluations import service as evaluation_service
+from app.evaluations.comparing import compare_rows
 from app.evaluations.schemas import Choice
 from app.jobs import queries as jobs
 from app.jobs.models import Job
@@ -136,7 +136,7 @@ class ProjectHome:
 
 def project_home(session: Session, project: Project) -> ProjectHome:
     facts = facts_of(session, [project])[0]
-    compared = evaluation_service.compare_rows(session, project, Choice(), unfinished=True)
+    compared = compare_rows(session, project, Choice(), unfinished=True)
     comparison = compared.comparison if compared.comparison.rows else None
     waiting = jobs.open_jobs(session, project_id=project.id)
     owner = session.scalar(select(User.name).where(User.id == project.owner_id))

@@ -115,7 +115,9 @@ def _ints(values: Any) -> frozenset[int]:
     return frozenset(int(value) for value in values or () if str(value).isdecimal())
 
 
-def _again(session: SessionDep, project: Project, values: Mapping[str, Any]) -> Any:
+def _again(
+    session: SessionDep, project: Project, values: Mapping[str, Any]
+) -> DatasetVersion | None:
     text = str(values.get("again", ""))
     return service.get_version(session, project.id, int(text)) if text.isdecimal() else None
 
@@ -194,19 +196,14 @@ async def upload_events(request: Request, project: ProjectDep, after: int = 0) -
     return event_stream(request, stream, after=after, still_allowed=allowed)
 
 
-@router.get("/{version}", name="datasets.show", dependencies=READ)
-def show(
-    request: Request,
-    project: ProjectDep,
-    version: VersionDep,
-    session: SessionDep,
-    settings: SettingsDep,
-    reason: str = "",
-) -> Response:
-    view, funnel, row = version, version.funnel, version.version
+def _shown(
+    request: Request, session: SessionDep, project: Project, view: VersionView
+) -> dict[str, Any]:
+    """Return what the page of a version shows, but for its rejects."""
+    row, funnel = view.version, view.funnel
     stream = service.version_stream(row.id)
     teacher = service.teacher_of(session, project)
-    context = {
+    return {
         "project": project,
         "view": view,
         "version": row,
@@ -220,8 +217,20 @@ def show(
         "last_event_id": last_event_id(session, stream),
         "crumbs": _crumbs(request, project, (f"{row.dataset.name} v{row.number}", None)),
         "nav": "data",
-        **service.reject_lines(view, settings, reason or None),
     }
+
+
+@router.get("/{version}", name="datasets.show", dependencies=READ)
+def show(
+    request: Request,
+    project: ProjectDep,
+    version: VersionDep,
+    session: SessionDep,
+    settings: SettingsDep,
+    reason: str = "",
+) -> Response:
+    context = _shown(request, session, project, version)
+    context |= service.reject_lines(version, settings, reason or None)
     return render(request, "datasets/show.html", context, block="version")
 
 
@@ -293,12 +302,24 @@ class _Panel:
         here, _, query = self.link(**changes).partition("?")
         return f"{here}/{row}?{query}" if query else f"{here}/{row}"
 
+    def lists(self) -> dict[str, Any]:
+        """Return the page of the list, and the counts of its filters."""
+        return {
+            "lines": queries.conversation_page(self.path, self.wanted, after=self.after),
+            "facets": queries.conversation_facets(self.path, self.wanted),
+            "wanted": self.wanted,
+        }
+
     def context(self, row: int | None, show: str) -> dict[str, Any]:
+        """Return what the panel shows: the conversation of a row, or nothing."""
         found = queries.conversation_at(self.path, row) if row is not None else None
         if row is not None and found is None:
             raise NotFound(f"Version {self.view.version.number} has no conversation in row {row}.")
         shown = "json" if show == "json" else "chat"
         return {
+            "project": self.project,
+            "view": self.view,
+            "version": self.view.version,
             "query": self.query,
             "link": self.link,
             "panel": self.panel,
@@ -317,52 +338,49 @@ def _wanted(request: Request) -> ConversationFilter:
     return ConversationFilter.model_validate(given)
 
 
-@router.get("/{version}/conversations", name="datasets.conversations", dependencies=READ)
-def conversations(
+def _panel(
     request: Request,
     project: ProjectDep,
     version: VersionDep,
     settings: SettingsDep,
     wanted: Annotated[ConversationFilter, Depends(_wanted)],
     after: Annotated[int, Query(ge=-1)] = -1,
+) -> _Panel:
+    path = service.conversations_path(version.version, settings)
+    return _Panel(request, project, version, wanted, path, after)
+
+
+PanelDep = Annotated[_Panel, Depends(_panel)]
+
+
+@router.get("/{version}/conversations", name="datasets.conversations", dependencies=READ)
+def conversations(
+    request: Request,
+    project: ProjectDep,
+    version: VersionDep,
+    panel: PanelDep,
     open: str = "",  # noqa: A002 - the word in the URL
     show: str = "chat",
 ) -> Response:
     row = version.version
-    path = service.conversations_path(row, settings)
-    panel = _Panel(request, project, version, wanted, path, after)
-    title = f"{row.dataset.name} v{row.number}"
-    home = _version_url(request, project, row.id)
-    crumbs = _crumbs(request, project, (title, home), ("Conversations", None))
+    name = f"{row.dataset.name} v{row.number}"
+    rest = ((name, _version_url(request, project, row.id)), ("Conversations", None))
     context = {
-        "project": project,
-        "view": version,
-        "version": row,
-        "wanted": wanted,
-        "lines": queries.conversation_page(path, wanted, after=after),
-        "facets": queries.conversation_facets(path, wanted),
-        "crumbs": crumbs,
-        "nav": "data",
+        **panel.lists(),
         **panel.context(int(open) if open.isdecimal() else None, show),
+        "crumbs": _crumbs(request, project, *rest),
+        "nav": "data",
     }
     return render(request, "datasets/conversations.html", context, block="table")
 
 
 @router.get("/{version}/conversations/{row}", name="datasets.conversation", dependencies=READ)
 def conversation(
-    request: Request,
-    project: ProjectDep,
-    version: VersionDep,
-    settings: SettingsDep,
-    row: int,
-    wanted: Annotated[ConversationFilter, Depends(_wanted)],
-    after: Annotated[int, Query(ge=-1)] = -1,
-    show: str = "chat",
+    request: Request, version: VersionDep, panel: PanelDep, row: int, show: str = "chat"
 ) -> Response:
     """Give the panel of one conversation; opened by itself, the list beside it."""
-    path = service.conversations_path(version.version, settings)
-    panel = _Panel(request, project, version, wanted, path, after)
+    del version  # the path's version is the panel's
     if not is_partial(request):
         return RedirectResponse(panel.link(open=row), status_code=303)
-    context = {"project": project, "version": version.version, **panel.context(row, show)}
+    context = panel.context(row, show)
     return render(request, "datasets/conversations.html", context, block="peek")

@@ -89,10 +89,10 @@ def _runs(
     }
 
 
-def _schedule(steps: int, learning_rate: float) -> Schedule:
+def _schedule(steps: int, learning_rate: float, *, batch_size: int = 16) -> Schedule:
     return Schedule(
         steps=steps,
-        batch_size=16,
+        batch_size=batch_size,
         learning_rate=learning_rate,
         warmup_steps=10,
         snapshot_every=50,
@@ -138,11 +138,11 @@ QUICK = DemoSetting(
     name="quick",
     tickets=_QUICK_TICKETS,
     choosing=_QUICK_TICKETS.model_copy(update={"tune_seed": 11, "traffic_seed": 12}),
-    tuning=_training(_schedule(400, 3e-3), Trainable(), 160),
+    tuning=_training(_schedule(400, 2e-3, batch_size=8), Trainable(), 160),
     tuning_validation_share=0.08,
     student=PruneSpec(depth=1),
     capture=CaptureProfile(),
-    runs=_runs(_schedule(100, 3e-3), Trainable(), 160, alpha=0.7),
+    runs=_runs(_schedule(150, 3e-3, batch_size=8), Trainable(), 160, alpha=0.7),
     evaluation=EvaluationSpec(truth="reference", max_new_tokens=48, batch_size=32),
     generate_batch_size=64,
 )

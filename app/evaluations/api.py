@@ -7,6 +7,7 @@ from starlette.responses import JSONResponse, Response
 
 from app.errors import InvalidInput
 from app.evaluations import queries, service
+from app.evaluations.comparing import compare_chosen
 from app.evaluations.schemas import (
     Choice,
     ComparisonOut,
@@ -62,7 +63,7 @@ def comparison(
     """Compare runs, evaluations or a group (default: the last group that has finished)."""
     if format not in (None, "json", "csv"):
         raise InvalidInput(f"There is no format “{format}”: take json or csv.")
-    found = service.compare_chosen(session, project, choice)
+    found = compare_chosen(session, project, choice)
     accepted = request.headers.get("accept", "")
     if format == "csv" or (format is None and accepted.startswith("text/csv")):
         return csv_answer(to_csv(figures_table(found)), f"{project.slug}-comparison.csv")

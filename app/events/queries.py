@@ -72,7 +72,7 @@ def thin_series(
         .where(MetricPoint.job_id.in_(job_ids), MetricPoint.metric.in_(metrics))
         .subquery()
     )
-    stride = func.greatest(1, numbered.c.total / points)
+    stride = func.greatest(1, numbered.c.total // points)
     rows = session.execute(
         select(numbered.c.job_id, numbered.c.metric, numbered.c.step, numbered.c.value)
         .where(or_((numbered.c.place - 1) % stride == 0, numbered.c.place == numbered.c.total))

@@ -12,27 +12,31 @@ from app.accounts import service as accounts
 from app.cli.connect import InProcess
 from app.client.rest import Api
 from app.db.session import make_engine
+from app.demo import steps
 from app.demo.setting import QUICK, DemoSetting
 from app.demo.steps import STEPS, Demo
 from app.main import create_app
 from app.settings import Settings
 from tests.support.workers import working
+from tests.workers.distill.tiny import llama, tokenizer
+from workers.distill.checkpoints import save_checkpoint
 
 
-def few_steps(training: Any) -> Any:
-    schedule = training.schedule.model_copy(update={"steps": 3, "batch_size": 4})
-    return training.model_copy(update={"schedule": schedule})
+def shorter(training: Any, **schedule: Any) -> Any:
+    return training.model_copy(update={"schedule": training.schedule.model_copy(update=schedule)})
 
 
 def small() -> DemoSetting:
-    """Return the quick setting with a tenth of its data and almost no steps."""
+    """Return the quick setting with a tenth of its data: enough for answers that end."""
     sizes = {"tune": 40, "train": 40, "validation": 4, "test": 12, "labelled": 8}
     return QUICK.model_copy(
         update={
             "tickets": QUICK.tickets.model_copy(update=sizes),
-            "tuning": few_steps(QUICK.tuning),
-            "runs": {role: few_steps(training) for role, training in QUICK.runs.items()},
-            "evaluation": QUICK.evaluation.model_copy(update={"max_new_tokens": 8}),
+            "tuning": shorter(QUICK.tuning, steps=60, learning_rate=1e-2),
+            "runs": {
+                role: shorter(training, steps=3, batch_size=4)
+                for role, training in QUICK.runs.items()
+            },
         }
     )
 
@@ -78,7 +82,11 @@ def api(settings: Settings, own_database: str) -> Iterator[Api]:
 
 
 @pytest.mark.slow
-def test_the_demo_ends_in_a_comparison_and_a_second_run_reuses_it(api: Api, tmp_path: Path) -> None:
+def test_the_demo_ends_in_a_comparison_and_a_second_run_reuses_it(
+    api: Api, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_checkpoint(llama(), tokenizer(), tmp_path / "base")
+    monkeypatch.setattr(steps, "base_source", lambda *_: tmp_path / "base")
     first = Notes()
     setting = small()
     found = Demo(api, setting, tmp_path, first).carry_out()

@@ -16,6 +16,7 @@ from app.datasets.models import DatasetVersion
 from app.datasets.schemas import ImportRequest
 from app.db.session import make_engine, make_session_factory, transaction
 from app.evaluations import service as evaluations
+from app.evaluations.comparing import compare_chosen
 from app.evaluations.schemas import Choice
 from app.events.queries import series
 from app.projects import service as projects
@@ -123,9 +124,7 @@ def test_a_log_becomes_a_comparison(factory: Factory, settings: Settings, tmp_pa
     carry_out_all(factory, settings)
 
     with transaction(factory) as session:
-        comparison = evaluations.compare_chosen(
-            session, session.get_one(Project, project.id), Choice()
-        )
+        comparison = compare_chosen(session, session.get_one(Project, project.id), Choice())
         shown = json.loads(json.dumps(comparison.as_json(), allow_nan=False))
         space = session.scalars(select(CacheSpaceRow)).one()
         trained = session.scalars(

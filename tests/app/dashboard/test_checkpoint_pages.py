@@ -373,3 +373,26 @@ def test_the_list_takes_the_same_queries_however_long(
         counts.append(count_queries(lambda: signed_in.get(LIST)))
     assert counts[0] == counts[1]
     assert counts[0] <= 8
+
+
+def test_the_api_says_what_the_pages_say(
+    api_client: TestClient, parts: Services, project: Project
+) -> None:
+    with parts.sessions.begin() as session:
+        teacher = seeds.checkpoint(session, project)
+        seeds.checkpoint(session, project, "small", card=small(depth=6))
+    use(parts, project, teacher_id=teacher.id)
+    address = f"/api/v1{LIST}"
+    big, cut = api_client.get(address).json()
+    assert (big["role"], big["compression"]) == ("teacher", None)
+    assert cut["compression"]["sentence"].startswith("5.0× less compute per token")
+    assert cut["tokenizer"]["kind"] == "identical"
+    assert api_client.get(f"{address}/{cut['id']}").json() == cut
+    wanted = {"teacher_id": teacher.id, "prune": {"depth": 6}}
+    found = api_client.post(f"{address}/students/estimate", json=wanted).json()
+    assert found["card"]["parameters_total"] == cut["card"]["parameters_total"]
+    assert found["compression"] == cut["compression"]
+    wanted["prune"] = {"depth": 31}
+    refused = api_client.post(f"{address}/students/estimate", json=wanted)
+    assert refused.status_code == 422
+    assert "outside 1…30" in refused.json()["fields"]["depth"]

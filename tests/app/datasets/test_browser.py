@@ -139,6 +139,7 @@ def _read_conversations(page: Page) -> None:
     """Filter, open by keys, move, turn to JSON, close; the address follows."""
     page.click("text=Read conversations")
     expect(page.locator("#table")).to_contain_text("match")
+    assert wider_than_their_cell(page) == []
     page.locator(".facet a", has_text="train").click()
     page.wait_for_url(re.compile("split=train"))
     rows = page.locator("[data-row]")
@@ -164,6 +165,16 @@ def _read_conversations(page: Page) -> None:
     assert page.evaluate("document.activeElement.id") == "search", "typing goes on"
     page.locator("#table").get_by_role("link", name=re.compile("the search")).click()
     expect(rows.first).to_be_visible()
+
+
+def wider_than_their_cell(page: Page) -> list[str]:
+    """Return first user messages that run into the next column."""
+    found: list[str] = page.evaluate(
+        """() => [...document.querySelectorAll("a.line")]
+          .filter((a) => a.getBoundingClientRect().right > a.parentElement.getBoundingClientRect().right)
+          .map((a) => a.textContent.slice(0, 40))"""
+    )
+    return found
 
 
 def test_hostile_content_runs_nothing_and_looks_well(

@@ -2,12 +2,15 @@
 
 import csv
 import io
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
+from app.evaluations.models import EvaluationMetric
 from app.jobs.models import Job
 from app.metrics.statistics import t_quantile
 from app.specs.jobs import JobState
@@ -169,3 +172,26 @@ def test_the_same_queries_however_many_rows(
         world.session.commit()
         counts.append(count_queries(lambda: api_client.get(ADDRESS)))
     assert counts[0] == counts[1]
+
+
+def test_a_metric_without_any_value_is_null(
+    world: World,
+    get: Callable[..., dict],  # type: ignore[type-arg] - JSON
+) -> None:
+    run = world.start("kd")
+    world.anchors()
+    found = world.finish(run, 90)
+    nothing = EvaluationMetric(
+        evaluation_id=found.id,
+        metric="validation/kl",
+        slice="all",
+        value=math.nan,
+        n=0,
+        excluded=100,
+        paired=True,
+        sums=np.zeros(100).tobytes(),
+        counts=np.zeros(100).tobytes(),
+    )
+    world.session.add(nothing)
+    cell = get()["rows"][2]["cells"]["validation/kl"]
+    assert cell == {"value": None, "low": None, "high": None, "n": 0}

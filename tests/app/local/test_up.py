@@ -1,5 +1,6 @@
 """`stillhouse up` as a process: serves, refuses a second one, ends cleanly on Ctrl-C."""
 
+import json
 import os
 import signal
 import subprocess
@@ -21,7 +22,8 @@ from app.local.valkey import free_port
 from app.settings import Settings
 from app.specs.jobs import FreezeJob, JobKind
 
-COMMAND = [sys.executable, "-m", "app.cli", "up", "--home"]
+CLI = [sys.executable, "-m", "app.cli"]
+COMMAND = [*CLI, "up", "--home"]
 PATIENCE = 60
 PORT = free_port()
 
@@ -57,6 +59,19 @@ def wait_for(condition: object, what: str) -> None:
     pytest.fail(f"never: {what}")
 
 
+def finished(command: list[str]) -> subprocess.CompletedProcess[str]:
+    without_port = {k: v for k, v in environment().items() if k != "STILLHOUSE_PORT"}
+    return subprocess.run(
+        command,
+        cwd=ROOT,
+        env=without_port,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
+    )
+
+
 def is_ready() -> bool:
     try:
         return httpx.get(f"http://127.0.0.1:{PORT}/readyz", timeout=5).status_code == 200
@@ -79,17 +94,14 @@ def test_up_serves_jobs_refuses_a_second_and_stops_everything(
             return 0 if ready is None else 1
 
     wait_for(workers, "the schema")
-    second = subprocess.run(
-        [*COMMAND, str(home)],
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=PATIENCE,
-    )
+    second = finished([*COMMAND, str(home)])
     assert second.returncode == 3
     assert "is being served already" in second.stderr.replace("\n", " ")
+
+    # Other commands find the dashboard by the home alone, whatever port it has.
+    made = finished([*CLI, "projects", "create", "Tickets", "--json", "--home", str(home)])
+    assert made.returncode == 0, made.stderr
+    assert json.loads(made.stdout)["slug"] == "tickets"
 
     # A job without a subject ends as failed: it was claimed by a worker that the dispatcher woke.
     with transaction(factory) as session:
@@ -109,6 +121,8 @@ def test_up_serves_jobs_refuses_a_second_and_stops_everything(
             return bool(found)
 
     wait_for(attempted, "a worker claims the job")
+    log = (home / "logs" / "worker-cpu-1.log").read_text()
+    assert "job_claimed" in log, "what the pool process logs reaches the file"
     engine.dispose()
 
     children = psutil.Process(launcher.pid).children(recursive=True)

@@ -49,7 +49,13 @@ def make_tiny_teacher(target: Path, texts: Sequence[str], *, seed: int = 0) -> N
 def byte_level_tokenizer(texts: Sequence[str]) -> Any:
     """Return a fast tokenizer trained on `texts`, EOS `<|im_end|>`, with a ChatML template."""
     made = Tokenizer(models.BPE())
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    # A token a digit, as larger models have it: a number is then copied token by token.
+    made.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
     made.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY,

@@ -1,0 +1,145 @@
+"""Compare and evaluation pages in Chromium: keys, swaps, addresses, axe, 360 px."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fastapi import FastAPI
+from playwright.sync_api import Browser, Page, expect
+from starlette.testclient import TestClient
+
+from app.web.deps import Services
+from tests.support.browser import (
+    NARROW,
+    WIDE,
+    Complaints,
+    axe,
+    chromium,
+    ensure_assets,
+    serving,
+    wider_than_the_window,
+)
+from tests.support.made_evaluations import World
+
+HOME = "/projects/support-router"
+LONG = "a-name-that-somebody-typed-in-one-go-" * 2
+EVIL = '<script>window.ran = 1</script><img src=x onerror="window.ran = 1">'
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    ensure_assets()
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+def served(app: FastAPI) -> Iterator[str]:
+    with serving(app) as address:
+        yield address
+
+
+@pytest.fixture
+def page(browser: Browser, served: str, signed_in: TestClient) -> Iterator[Page]:
+    context = browser.new_context(viewport=WIDE, base_url=served, reduced_motion="reduce")
+    for cookie in signed_in.cookies.jar:
+        context.add_cookies([{"name": cookie.name, "value": str(cookie.value), "url": served}])
+    page = context.new_page()
+    page.set_default_timeout(10_000)
+    complaints = Complaints(page)
+    yield page
+    assert complaints.found == []
+    context.close()
+
+
+@pytest.fixture
+def report(parts: Services, tmp_path: Path) -> int:
+    """Three runs that have ended; returns the id of the first one's evaluation."""
+    with parts.sessions.begin() as session:
+        world = World.make(session, parts.settings, tmp_path)
+        for name, alpha, right in (("kd", 0.7, 90), (LONG, 0.7, 85), ("seq", 0.0, 60)):
+            run = world.start(name, alpha)
+            world.anchors()
+            world.answers = {5: EVIL} if name == "kd" else {}
+            world.finish(run, right)
+            for metric in ("train/kd_loss", "train/ce_loss"):
+                if alpha or metric == "train/ce_loss":
+                    world.curve(run, metric, [2.0, 1.0, 0.5])
+        (first,) = world.runs("kd")
+        return world.of_run(first).id
+
+
+def look(page: Page) -> None:
+    for theme in ("light", "dark"):
+        page.emulate_media(color_scheme=theme)  # type: ignore[arg-type] # one of its literals
+        assert axe(page) == [], page.url
+    page.set_viewport_size(NARROW)  # type: ignore[arg-type] # a width and a height
+    assert wider_than_the_window(page) == [], page.url
+    page.set_viewport_size(WIDE)  # type: ignore[arg-type] # a width and a height
+
+
+@pytest.mark.usefixtures("report")
+def test_compare_by_keys_and_links(page: Page) -> None:
+    page.goto(f"{HOME}/compare")
+    rows = page.locator("tbody [data-row] th")
+    expect(rows).to_have_count(5)
+    look(page)
+
+    heads = page.locator("thead th")
+    few = heads.count()
+    page.keyboard.press("d")
+    expect(page).to_have_url(re.compile(r"\?diff=0$"))
+    assert heads.count() > few
+    page.keyboard.press("d")
+    expect(heads).to_have_count(few)
+
+    page.get_by_role("link", name="#3 seq").focus()
+    page.keyboard.press("b")
+    expect(rows.first).to_contain_text("seq")
+    expect(page).to_have_url(re.compile("baseline=3"))
+    page.get_by_role("link", name="KL to teacher").click()
+    expect(page.locator("th[aria-sort=ascending]")).to_contain_text("KL to teacher")
+
+    # Both runs of equal objective share an axis; without one of them there is no such chart.
+    chart = page.locator("#c-train-ce_loss-0")
+    expect(chart.locator(".u-series")).to_have_count(4)
+    page.get_by_role("link", name=f"Remove {LONG}").click()
+    expect(rows).to_have_count(4)
+    expect(chart.locator(".u-series")).to_have_count(3)
+    page.reload()
+    expect(rows).to_have_count(4)
+    expect(rows.first).to_contain_text("seq")
+
+    page.select_option("#add-run", label=f"#2 {LONG}")
+    page.get_by_role("button", name="Add").click()
+    expect(rows).to_have_count(5)
+    expect(rows.first).to_contain_text("seq")
+
+
+def test_examples_by_keys_and_filters(page: Page, report: int) -> None:
+    page.goto(f"{HOME}/evaluations")
+    look(page)
+    page.goto(f"{HOME}/evaluations/{report}")
+    look(page)
+    examples = page.locator("article.ex")
+    expect(examples).to_have_count(20)
+    page.keyboard.press("1")
+    expect(page).to_have_url(re.compile("outcome=losses"))
+    expect(examples).to_have_count(6)
+    page.keyboard.press("j")
+    page.keyboard.press("j")
+    expect(examples.nth(1).locator("a").first).to_be_focused()
+    page.keyboard.press("3")
+    expect(page.locator("#examples")).to_contain_text("1 to 20 of 94")
+    page.get_by_role("link", name="Next →").click()
+    expect(page.locator("#examples")).to_contain_text("21 to 40 of 94")
+    page.fill("#examples input[type=search]", "onerror")
+    page.get_by_role("button", name="Show").click()
+    expect(page.locator("#examples")).to_contain_text("No example is left")
+    page.get_by_role("link", name="Drop the filters").click()
+    page.fill("#examples input[type=search]", "onerror")
+    page.get_by_role("button", name="Show").click()
+    expect(examples).to_have_count(1)
+    assert page.evaluate("window.ran") is None
