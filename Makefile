@@ -9,7 +9,7 @@ export GOMP_SPINCOUNT ?= 0
 # A served home or the demo trains one real model at a time: it may have every core.
 up demo: export OMP_NUM_THREADS := $(shell nproc 2>/dev/null || echo 1)
 
-.PHONY: setup demo up chromium lint types test mutants bench-setup clean
+.PHONY: setup demo up chromium lint types test mutants bench-setup screenshots clean
 
 setup: $(VENV)/.installed static/vendor/.installed
 
@@ -62,6 +62,10 @@ $(VENV)/.bench: $(VENV)/.installed $(VENV)/.teacher
 	$(BIN)/pip install --quiet --editable ".[bench]"
 	@echo "Ready: $(BIN)/python -m bench.kd_step, bench.loss_memory, bench.quality (--json gives the figures)."
 	touch $@
+
+# Pictures for the README: of a tiny journey of their own, or of a served home (HOME_DIR=.stillhouse).
+screenshots: setup chromium
+	$(BIN)/python -m tests.support.screenshots $(if $(HOME_DIR),--home $(HOME_DIR))
 
 # Apply small breakages one at a time: each must make the tests fail.
 mutants: setup

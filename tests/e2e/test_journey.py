@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import structlog
-from fastapi import FastAPI
 from playwright.sync_api import Page
 
 from app.accounts import service as accounts
@@ -23,9 +22,9 @@ from tests.support.browser import (
     serving,
     wider_than_the_window,
 )
-from tests.support.journey import Journey
-from tests.support.traffic import REFERENCE_PATH, write_log
-from tests.support.workers import working
+from tests.support.journey import Journey, whole_journey
+from tests.support.traffic import write_log
+from tests.support.workers import Factory, working
 from tests.workers.distill import tiny
 from workers.distill.checkpoints import save_checkpoint
 
@@ -47,11 +46,17 @@ def own_settings(settings: Settings, own_database: str) -> Settings:
 
 
 @pytest.fixture
-def served(own_settings: Settings) -> Iterator[tuple[str, FastAPI]]:
+def factory(own_settings: Settings) -> Iterator[Factory]:
+    engine = make_engine(own_settings.require_database_url())
+    yield make_session_factory(engine)
+    engine.dispose()
+
+
+@pytest.fixture
+def served(own_settings: Settings) -> Iterator[str]:
     ensure_assets()
-    app = create_app(own_settings)
-    with serving(app) as address:
-        yield address, app
+    with serving(create_app(own_settings)) as address:
+        yield address
 
 
 @pytest.fixture
@@ -84,25 +89,17 @@ class Inspector:
 
 
 def test_from_the_setup_link_to_the_comparison(
-    served: tuple[str, FastAPI], page: Page, own_settings: Settings, tmp_path: Path
+    served: str, page: Page, factory: Factory, own_settings: Settings, tmp_path: Path
 ) -> None:
     log, teacher = tmp_path / "traffic.jsonl", tmp_path / "teacher"
-    write_log(log, 60)
+    write_log(log, 200)
     save_checkpoint(tiny.llama(layers=4), tiny.tokenizer(), teacher)
-    engine = make_engine(own_settings.require_database_url())
-    factory = make_session_factory(engine)
     with transaction(factory) as session:
         secret = accounts.ensure_setup_link(session)
 
     complaints, inspector = Complaints(page), Inspector()
-    journey = Journey(page, served[0], inspector)
+    journey = Journey(page, served, inspector)
     with working(factory, own_settings):
-        journey.first_account(f"/setup/{secret}")
-        journey.sign_in()
-        journey.new_project()
-        journey.teacher(teacher)
-        journey.data(log, REFERENCE_PATH)
-        journey.student(depth=1)
-    engine.dispose()
+        whole_journey(journey, f"/setup/{secret}", teacher, log)
     assert not complaints.found, "\n".join(complaints.found)
     assert not inspector.problems, "\n".join(inspector.problems)

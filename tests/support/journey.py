@@ -5,8 +5,19 @@ from pathlib import Path
 
 from playwright.sync_api import Page, expect
 
-JOB = 60_000
+from tests.support.traffic import REFERENCE_PATH
+
+JOB = 120_000
 """Milliseconds that one job may take: each starts a Python process that loads torch."""
+STEPS = 8
+KNOBS = {
+    "steps": str(STEPS),
+    "batch_size": "4",
+    "snapshot_every": "4",
+    "validate_every": "4",
+    "max_tokens": "256",
+    "max_new_tokens": "8",
+}
 NAME, PASSWORD = "ada", "correct horse battery"
 Look = Callable[[str, Page], None]
 """Called with the screen's name when it is settled."""
@@ -119,3 +130,122 @@ class Journey:
         expect(page.locator("main .ph")).to_contain_text("ready", timeout=JOB)
         self.open("/checkpoints")
         self.see("checkpoints")
+
+    def runs(self, settings: dict[str, str]) -> None:
+        """Start the three objectives on one version; `settings` are knobs by name."""
+        page = self.page
+        self.open("/runs/new")
+        for kind in ("Sequence-level", "Labels only"):
+            page.get_by_role("checkbox", name=kind).check()
+        for fold in page.locator("details.fold").all():
+            fold.locator("summary").click()
+        for name, value in settings.items():
+            page.fill(f"#f-{name}", value)
+        expect(page.locator("#before")).to_contain_text("Start 3 runs")
+        expect(page.locator("#before")).to_contain_text("What the teacher cache covers")
+        self.see("new_run")
+        self.press("Start 3 runs")
+        page.wait_for_url("**/runs?group=*")
+        page.goto(f"{self.address}/queue")
+        self.see("queue")
+
+    def live_run(self, steps: int) -> None:
+        """Watch the first run: curves come without a reload and are the same after one."""
+        page = self.page
+        self.open("/runs/1")
+        expect(page.locator("main h1").first).to_contain_text("#1")
+        last = self.curve(steps)
+        self.see("run")
+        page.reload()
+        assert self.curve(steps) == last, "a reload keeps the curve"
+        expect(page.locator("main .ph")).to_contain_text("succeeded", timeout=3 * JOB)
+        expect(page.get_by_role("log")).to_contain_text("Tokenizers")
+        self.see("run_done")
+
+    def curve(self, steps: int) -> list[str]:
+        """Wait until the first chart has the last step; return its table's rows before that.
+
+        The last step's own row still grows: its validation comes after it.
+        """
+        chart = self.page.locator("[data-chart]").first
+        twin = chart.locator("[data-twin]")
+        if not twin.is_visible():
+            chart.locator("[data-chart-twin]").click()
+        newest = twin.locator("tbody tr").first
+        expect(newest.locator("th")).to_have_text(str(steps), timeout=2 * JOB)
+        rows = twin.locator("tbody tr").all_inner_texts()
+        assert len(rows) == steps, rows
+        return rows[1:]  # the newest first
+
+    def all_runs(self) -> None:
+        page = self.page
+        self.open("/runs")
+        done = page.locator("tbody tr").filter(has_text="succeeded")
+        for _ in range(3 * JOB // 1000):
+            if done.count() == 3:
+                break
+            page.wait_for_timeout(1000)
+            page.reload()
+        expect(done).to_have_count(3)
+        self.see("runs")
+
+    def comparison(self) -> None:
+        """Sort, show what differs, choose another baseline, take the table along as CSV."""
+        page = self.page
+        self.open("/compare")
+        expect(page.locator("#compare .stick tbody tr")).to_have_count(5)
+        self.see("compare")
+        page.locator("#compare thead").get_by_role("link", name="KL to teacher").click()
+        page.wait_for_url("**sort=**")
+        differing = page.get_by_role("button", name="Diff only")
+        expect(differing).to_have_attribute("aria-pressed", "true")
+        differing.click()
+        page.wait_for_url("**diff=0**")
+        expect(differing).to_have_attribute("aria-pressed", "false")
+        page.get_by_role("link", name="Make sequence-level the baseline").click()
+        expect(page.locator("#compare tr.base")).to_contain_text("sequence-level")
+        page.reload()
+        expect(page.locator("#compare tr.base")).to_contain_text("sequence-level")
+        self.see("compare_diff")
+        with page.expect_download() as download:
+            page.get_by_role("link", name="CSV").click()
+        lines = Path(download.value.path()).read_text().splitlines()
+        assert len(lines) == 6, lines
+        assert "sequence-level" in "".join(lines)
+
+    def report(self) -> None:
+        """From a run to its evaluation, with answers side by side."""
+        page = self.page
+        self.open("/evaluations")
+        self.see("evaluations")
+        self.open("/runs/1")
+        self.press("Open the report")
+        page.wait_for_url("**/evaluations/*")
+        expect(page.locator("main")).to_contain_text("KL to teacher")
+        self.see("evaluation")
+
+    def home(self) -> None:
+        """Back to the project, which says what was found, and the list of projects."""
+        self.open("")
+        expect(self.page.locator("main")).to_contain_text("Compare")
+        self.see("project")
+        self.page.goto(f"{self.address}/projects")
+        self.see("projects")
+        self.page.goto(f"{self.address}/account")
+        self.see("account")
+
+
+def whole_journey(journey: Journey, link: str, teacher: Path, log: Path) -> None:
+    """Make every step, from the set-up link to the evaluation report."""
+    journey.first_account(link)
+    journey.sign_in()
+    journey.new_project()
+    journey.teacher(teacher)
+    journey.data(log, REFERENCE_PATH)
+    journey.student(depth=1)
+    journey.runs(KNOBS)
+    journey.live_run(STEPS)
+    journey.all_runs()
+    journey.comparison()
+    journey.report()
+    journey.home()
