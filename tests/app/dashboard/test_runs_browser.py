@@ -29,6 +29,7 @@ from tests.support.browser import (
 pytestmark = pytest.mark.browser
 RUNS = "/projects/support-router/runs"
 POINTS = "JSON.parse(document.querySelector('#chart-kl').dataset.series)[0].points.length"
+TWIN_ROWS = "#chart-kl-twin tbody tr"
 SHOWN = "document.querySelectorAll('#chart-kl-twin tbody tr').length"
 Write = Callable[[Session], None]
 
@@ -111,13 +112,13 @@ def test_a_live_run_goes_on_after_a_reload(page: Page, worker: Worker, workshop:
     worker.steps(11, 25)
     expect(page.locator("[data-live-log]")).to_contain_text("step 25 is done")
     expect(page.locator("[data-live-progress]")).to_contain_text("25 of 150 steps")
-    page.wait_for_function(f"{SHOWN} === 25")
+    expect(page.locator(TWIN_ROWS)).to_have_count(25)
     page.reload()
     assert page.evaluate(POINTS) == 25
     assert page.locator("[data-live-log]").inner_text().count("step 25 is done") == 1
     page.click("#chart-kl [data-chart-twin]")
     worker.steps(26, 30)
-    page.wait_for_function(f"{SHOWN} === 30")
+    expect(page.locator(TWIN_ROWS)).to_have_count(30)
     look(page)
     workshop.bring(1, "train", JobState.SUCCEEDED)
     worker.write(
