@@ -345,7 +345,7 @@ def compare_seed(bench: Bench, seed: int) -> tuple[dict[str, EvaluationRow], Fac
     """Return the five rows of one training seed, and what the pieces cost."""
     teacher, tuned = bench.teacher()
     costs: Facts = {"teacher": tuned, "answers": _costs(bench.answered()[1])}
-    costs["cache"] = bench.shards()[1]
+    costs["cache"] = _costs(bench.shards()[1])
     evaluated = bench.evaluated(teacher, "teacher")
     costs["teacher_evaluation"] = evaluated["evaluate"]
     rows = {"teacher": row("teacher", "teacher", evaluated)}
@@ -362,7 +362,7 @@ def compare_seed(bench: Bench, seed: int) -> tuple[dict[str, EvaluationRow], Fac
 
 
 def _costs(facts: Facts) -> Facts:
-    return {name: value for name, value in facts.items() if name != "answers"}
+    return {name: value for name, value in facts.items() if name not in ("answers", "shards")}
 
 
 def differences(rows: dict[str, EvaluationRow]) -> dict[str, list[Difference]]:
