@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import structlog
 from fastapi import FastAPI
+from playwright.sync_api import Browser, Page
 from sqlalchemy import event
 from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
@@ -16,6 +17,7 @@ from app.main import create_app
 from app.security import passwords
 from app.settings import Settings
 from app.web.deps import Services, cookie_name
+from tests.support.browser import chromium, ensure_assets, serving, signed_in_page
 
 ORIGIN = "http://127.0.0.1"
 PASSWORD = "correct horse battery"
@@ -150,3 +152,17 @@ def _plain_logs() -> None:
             structlog.processors.KeyValueRenderer(),
         ]
     )
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    ensure_assets()
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+def page(browser: Browser, app: FastAPI, signed_in: TestClient) -> Iterator[Page]:
+    """A signed-in browser; whatever a page complains about fails the test."""
+    with serving(app) as address, signed_in_page(browser, address, signed_in) as page:
+        yield page

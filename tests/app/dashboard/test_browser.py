@@ -16,24 +16,22 @@ from app.specs.jobs import JobKind, JobState, Queue
 from app.specs.pruning import pruned_card
 from app.web.deps import Services
 from tests.support import seeds
-from tests.support.browser import chromium, ensure_assets, look, serving, signed_in_page
+from tests.support.browser import look, serving, signed_in_page
 
 pytestmark = pytest.mark.browser
 HOME = "/projects/routing"
+REFUSED = "status of 422"
+"""A refused form answers 422, which the console calls a failure."""
 WOKEN = 15_000
 """Milliseconds until a stream is read without a broker that wakes it: it looks every 5 s."""
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    ensure_assets()
-    with chromium() as browser:
-        yield browser
-
-
 @pytest.fixture
 def page(browser: Browser, app: FastAPI, signed_in: TestClient) -> Iterator[Page]:
-    with serving(app) as address, signed_in_page(browser, address, signed_in) as page:
+    with (
+        serving(app) as address,
+        signed_in_page(browser, address, signed_in, allowed=REFUSED) as page,
+    ):
         yield page
 
 

@@ -1,57 +1,19 @@
 """Compare and evaluation pages in Chromium: keys, swaps, addresses, axe, 360 px."""
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fastapi import FastAPI
-from playwright.sync_api import Browser, Page, expect
-from starlette.testclient import TestClient
+from playwright.sync_api import Page, expect
 
 from app.web.deps import Services
-from tests.support.browser import (
-    NARROW,
-    WIDE,
-    Complaints,
-    axe,
-    chromium,
-    ensure_assets,
-    serving,
-    wider_than_the_window,
-)
+from tests.support.browser import look
 from tests.support.made_evaluations import World
 
 HOME = "/projects/support-router"
 LONG = "a-name-that-somebody-typed-in-one-go-" * 2
 EVIL = '<script>window.ran = 1</script><img src=x onerror="window.ran = 1">'
 pytestmark = pytest.mark.browser
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    ensure_assets()
-    with chromium() as browser:
-        yield browser
-
-
-@pytest.fixture
-def served(app: FastAPI) -> Iterator[str]:
-    with serving(app) as address:
-        yield address
-
-
-@pytest.fixture
-def page(browser: Browser, served: str, signed_in: TestClient) -> Iterator[Page]:
-    context = browser.new_context(viewport=WIDE, base_url=served, reduced_motion="reduce")
-    for cookie in signed_in.cookies.jar:
-        context.add_cookies([{"name": cookie.name, "value": str(cookie.value), "url": served}])
-    page = context.new_page()
-    page.set_default_timeout(10_000)
-    complaints = Complaints(page)
-    yield page
-    assert complaints.found == []
-    context.close()
 
 
 @pytest.fixture
@@ -69,15 +31,6 @@ def report(parts: Services, tmp_path: Path) -> int:
                     world.curve(run, metric, [2.0, 1.0, 0.5])
         (first,) = world.runs("kd")
         return world.of_run(first).id
-
-
-def look(page: Page) -> None:
-    for theme in ("light", "dark"):
-        page.emulate_media(color_scheme=theme)  # type: ignore[arg-type] # one of its literals
-        assert axe(page) == [], page.url
-    page.set_viewport_size(NARROW)  # type: ignore[arg-type] # a width and a height
-    assert wider_than_the_window(page) == [], page.url
-    page.set_viewport_size(WIDE)  # type: ignore[arg-type] # a width and a height
 
 
 @pytest.mark.usefixtures("report")

@@ -3,10 +3,8 @@
 from collections.abc import Callable, Iterator
 
 import pytest
-from fastapi import FastAPI
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Page, expect
 from sqlalchemy.orm import Session
-from starlette.testclient import TestClient
 
 from app.db.hooks import take_signals
 from app.events.append import add_points, append
@@ -15,16 +13,7 @@ from app.jobs.nudge import Broker
 from app.specs.jobs import JobState
 from app.web.deps import Services
 from tests.app.dashboard.conftest import Workshop
-from tests.support.browser import (
-    NARROW,
-    WIDE,
-    Complaints,
-    axe,
-    chromium,
-    ensure_assets,
-    serving,
-    wider_than_the_window,
-)
+from tests.support.browser import look
 
 pytestmark = pytest.mark.browser
 RUNS = "/projects/support-router/runs"
@@ -32,38 +21,6 @@ POINTS = "JSON.parse(document.querySelector('#chart-kl').dataset.series)[0].poin
 TWIN_ROWS = "#chart-kl-twin tbody tr"
 SHOWN = "document.querySelectorAll('#chart-kl-twin tbody tr').length"
 Write = Callable[[Session], None]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    ensure_assets()
-    with chromium() as browser:
-        yield browser
-
-
-@pytest.fixture
-def page(browser: Browser, app: FastAPI, signed_in: TestClient) -> Iterator[Page]:
-    """A signed-in browser; whatever a page complains about fails the test."""
-    with serving(app) as served:
-        context = browser.new_context(viewport=WIDE, base_url=served, reduced_motion="reduce")  # type: ignore[arg-type]
-        for cookie in signed_in.cookies.jar:
-            context.add_cookies([{"name": cookie.name, "value": str(cookie.value), "url": served}])
-        page = context.new_page()
-        page.set_default_timeout(10_000)
-        complaints = Complaints(page)
-        yield page
-        assert complaints.found == []
-        context.close()
-
-
-def look(page: Page) -> None:
-    """Check what every page owes: no serious findings in light and dark, no sideways scroll."""
-    for theme in ("light", "dark"):
-        page.emulate_media(color_scheme=theme)  # type: ignore[arg-type] # one of its literals
-        assert axe(page) == [], page.url
-    page.set_viewport_size(NARROW)  # type: ignore[arg-type] # a width and a height
-    assert wider_than_the_window(page) == [], page.url
-    page.set_viewport_size(WIDE)  # type: ignore[arg-type] # a width and a height
 
 
 class Worker:

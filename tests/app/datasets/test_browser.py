@@ -1,28 +1,17 @@
 """The data pages in Chromium, on real workers: send a log, look, import, read, freeze."""
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fastapi import FastAPI
-from playwright.sync_api import Browser, Page, expect
-from starlette.testclient import TestClient
+from playwright.sync_api import Page, expect
 
 from app.projects import service as projects
 from app.projects.schemas import ProjectCreate
 from app.web.deps import Services
 from bench.made_logs import write_chat_log
 from tests.app.datasets.test_pages import Made
-from tests.support.browser import (
-    NARROW,
-    Complaints,
-    axe,
-    chromium,
-    ensure_assets,
-    serving,
-    wider_than_the_window,
-)
+from tests.support.browser import look
 from tests.support.workers import working
 
 JOB = 60_000
@@ -32,45 +21,10 @@ EVIL = "<script>window.ran=1</script><img src=x onerror='window.ran=1'>"
 pytestmark = pytest.mark.browser
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    ensure_assets()
-    with chromium() as browser:
-        yield browser
-
-
 @pytest.fixture
-def served(app: FastAPI) -> Iterator[str]:
-    with serving(app) as address:
-        yield address
-
-
-@pytest.fixture
-def page(browser: Browser, served: str, signed_in: TestClient) -> Iterator[Page]:
-    """A signed-in browser; whatever a page complains about fails the test."""
-    context = browser.new_context(
-        viewport={"width": 1280, "height": 900}, base_url=served, reduced_motion="reduce"
-    )
-    for cookie in signed_in.cookies.jar:
-        context.add_cookies([{"name": cookie.name, "value": str(cookie.value), "url": served}])
-    page = context.new_page()
-    page.set_default_timeout(10_000)
-    complaints = Complaints(page)
-    yield page
-    assert complaints.found == []
-    context.close()
-
-
-def look(page: Page) -> None:
-    """Check what every page owes: no serious findings in light and dark, no sideways scroll."""
-    size = page.viewport_size
-    assert size is not None
-    for theme in ("light", "dark"):
-        page.emulate_media(color_scheme=theme)  # type: ignore[arg-type] # one of its literals
-        assert axe(page) == [], page.url
-    page.set_viewport_size(NARROW)  # type: ignore[arg-type] # a width and a height
-    assert wider_than_the_window(page) == [], page.url
-    page.set_viewport_size(size)
+def page(page: Page) -> Page:
+    page.set_viewport_size({"width": 1280, "height": 900})
+    return page
 
 
 @pytest.mark.slow

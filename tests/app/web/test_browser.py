@@ -76,6 +76,7 @@ class Probe:
                 project=None,
                 nav=None,
                 crumbs=(("Probe", None),),
+                page_keys=(),
                 hostile=HOSTILE,
             )
         )
