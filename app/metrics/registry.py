@@ -44,7 +44,14 @@ _ALL = (
         "Target tokens where student and teacher have the same top token",
         percent=True,
     ),
-    Metric("ece", "ECE", "", "lower", 3, "Expected calibration error of the top token"),
+    Metric(
+        "ece",
+        "ECE",
+        "",
+        "lower",
+        3,
+        "Expected calibration error: an answer's probability against its exact match",
+    ),
     Metric(
         "tokens_per_second",
         "Speed",

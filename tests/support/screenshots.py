@@ -101,8 +101,9 @@ def of_a_home(page: Page, look: Shooter, home: Path, slug: str | None) -> None:
         api = f"/api/v1/projects/{project}"
         version = client.get(f"{api}/versions").json()[0]["id"]
         runs = client.get(f"{api}/runs").json()
-        evaluation = client.get(f"{api}/evaluations").json()[-1]["id"]
+        evaluations = client.get(f"{api}/evaluations").json()
     run = next(r["number"] for r in runs if r["role"] == "distilled")
+    evaluation = next(e["id"] for e in evaluations if e["role"] == "distilled")
     for name, path in (
         ("project", ""),
         ("version", f"/datasets/{version}"),
