@@ -15,7 +15,7 @@ from app.cli.output import reporting
 from app.client.rest import Api, Unreachable
 from app.db.migrate import upgrade
 from app.db.session import make_engine, make_session_factory, transaction
-from app.local.home import HomeLock
+from app.local.home import SERVED, HomeLock
 from app.local.postgres import Postgres
 from app.local.urls import address_of
 from app.logs import configure_logs
@@ -57,10 +57,10 @@ def _over_http(settings: Settings, stack: ExitStack) -> Api | None:
     """Return a connection to what serves the home, or None when nothing does.
 
     With embedded servers the home's lock decides, so that another home's server on the same port
-    is never asked.
+    is never asked, nor given this home's token.
     """
     embedded = settings.url is None and settings.database_url is None
-    if embedded and not HomeLock.is_held(settings.home):
+    if embedded and HomeLock.held_for(settings.home) != SERVED:
         return None
     http = stack.enter_context(
         httpx.Client(

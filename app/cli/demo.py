@@ -24,7 +24,7 @@ from app.client.rest import Api, Unreachable
 from app.demo.base import NoBaseCheckpoint
 from app.demo.setting import QUICK, REAL
 from app.demo.steps import Demo, StepFailed
-from app.local.home import HomeLock
+from app.local.home import SERVED, HomeLock
 from app.local.urls import address_of
 from app.local.valkey import free_port
 from app.logs import configure_logs
@@ -105,7 +105,7 @@ def stopped_by_hand() -> Iterator[None]:
 @contextmanager
 def _served(settings: Settings, out: Console) -> Iterator[Api]:
     """Yield the API of a home: of what serves it already, else of servers started for now."""
-    if HomeLock.is_held(settings.home):
+    if HomeLock.held_for(settings.home) == SERVED:
         with open_api(settings) as api:
             out.print(f"{address_of(settings)} serves this home already.", markup=False)
             yield api

@@ -15,6 +15,8 @@ from app.local.valkey import Valkey
 from app.settings import Settings
 
 LOCK = "lock"
+SERVED = "being served"
+"""What a home is held for that answers over HTTP."""
 LOCK_PAUSE_SECONDS = 0.1
 
 
@@ -30,18 +32,21 @@ class HomeLock:
     """
 
     home: Path
-    doing: str = "being served"
+    doing: str = SERVED
     patience: float = 1
     _file: TextIO | None = None
 
     @staticmethod
-    def is_held(home: Path) -> bool:
-        """Return whether another command holds the home now."""
+    def held_for(home: Path) -> str | None:
+        """Return what the command that holds the home does, or None when none holds it."""
         path = home / LOCK
         if not path.exists():
-            return False
+            return None
         with path.open("a+") as handle:
-            return not _locked(handle)
+            if _locked(handle):
+                return None
+            handle.seek(0)
+            return handle.read().strip().partition(" ")[2] or "in use"
 
     def __enter__(self) -> Self:
         self.home.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
 """A home that nothing serves: reading starts only its database, writing is refused."""
 
 import json
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,8 +45,13 @@ def test_reading_needs_no_server(home: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert "stillhouse up" in write.stderr
 
     monkeypatch.setattr(connect, "LOCK_PATIENCE_SECONDS", 0)
-    with HomeLock(home, doing="being read"):
-        refused = CliRunner().invoke(cli, ["projects", "list"])
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        monkeypatch.setenv("STILLHOUSE_PORT", str(other.getsockname()[1]))
+        with HomeLock(home, doing="being read"):
+            refused = CliRunner().invoke(cli, ["projects", "list"])
+        other.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            other.accept()  # another home's server was not asked, nor given the token
     assert refused.exit_code == 3
     assert "is being read already" in refused.stderr
 
