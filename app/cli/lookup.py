@@ -1,4 +1,4 @@
-"""Find what people name: projects, checkpoints, dataset versions."""
+"""Find what people name: projects, runs, checkpoints, dataset versions."""
 
 import re
 from collections.abc import Iterable
@@ -8,11 +8,14 @@ from app.cli.output import WrongUse
 from app.client.rest import Api
 
 SLUG = re.compile(r"[a-z0-9-]+")
+NUMBER = re.compile(r"#?[0-9]{1,9}")
 Row = dict[str, Any]
 
 
-def project_slug(api: Api, name: str) -> str:
-    """Return the slug of a project given by slug or name. Raises WrongUse."""
+def project_slug(api: Api, name: str | None) -> str:
+    """Return the slug of a project given by slug or name; None: the only one. Raises WrongUse."""
+    if name is None:
+        return _only_project(api.get("/projects"))
     found: list[Row] = api.get("/projects", {"search": name}) if not SLUG.fullmatch(name) else []
     if not found:
         return name if SLUG.fullmatch(name) else _none(f"There is no project “{name}”.")
@@ -21,6 +24,39 @@ def project_slug(api: Api, name: str) -> str:
         slugs = ", ".join(row["slug"] for row in same)
         raise WrongUse(f"Several projects are called “{name}”: name one by its slug ({slugs}).")
     return str(same[0]["slug"]) if same else _none(f"There is no project “{name}”.")
+
+
+def _only_project(rows: list[Row]) -> str:
+    if not rows:
+        raise WrongUse("There is no project yet: `stillhouse projects create` makes one.")
+    if len(rows) > 1:
+        slugs = _list([row["slug"] for row in rows])
+        raise WrongUse(f"There are several projects: choose one with --project ({slugs}).")
+    return str(rows[0]["slug"])
+
+
+def last_compared(api: Api) -> str:
+    """Return the slug of the project whose run finished last. Raises WrongUse."""
+    rows: list[Row] = api.get("/projects")
+    finished: list[tuple[str, str]] = []
+    for row in rows:
+        newest = api.get(f"/projects/{row['slug']}/runs", {"state": "succeeded", "limit": 1})
+        finished += [(run["ended_at"], row["slug"]) for run in newest if run["ended_at"]]
+    return max(finished)[1] if finished else _only_project(rows)
+
+
+def run_number(api: Api, project: str, name: str) -> int:
+    """Return the number of a run given by number, #number or name. Raises WrongUse."""
+    if NUMBER.fullmatch(name):
+        return int(name.removeprefix("#"))
+    rows: list[Row] = api.get(f"/projects/{project}/runs", {"limit": 1000})
+    numbers = [row["number"] for row in rows if row["name"] == name]
+    if len(numbers) == 1:
+        return int(numbers[0])
+    if not numbers:
+        raise WrongUse(f"The project has no run “{name}”. It has {_names(rows[:20])}.")
+    listed = _list([f"#{number}" for number in sorted(numbers)])
+    raise WrongUse(f"Several runs are called “{name}”: name one by its number ({listed}).")
 
 
 def checkpoint(api: Api, project: str, name: str) -> Row:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
+import click
 import typer
 
 from app.settings import Settings
@@ -12,11 +13,21 @@ Home = Annotated[
     typer.Option("--home", help="Home folder; else STILLHOUSE_HOME, else ./.stillhouse."),
 ]
 Project = Annotated[str, typer.Option("--project", help="The project's slug or name.")]
+AnyProject = Annotated[
+    str | None,
+    typer.Option("--project", help="The project's slug or name; not needed where there is one."),
+]
 Wait = Annotated[bool, typer.Option("--wait", help="Wait for the end; fail when it fails.")]
 
 
 def settings_for(home: Path | None, *, port: int | None = None) -> Settings:
-    """Return the settings of a home folder (absolute, so that children agree)."""
+    """Return the settings of a home folder (absolute, so that children agree).
+
+    A `--home` before the command counts where the command has none of its own.
+    """
+    context = click.get_current_context(silent=True)
+    if home is None and context is not None:
+        home = context.find_root().params.get("home")
     settings = Settings() if home is None else Settings(home=home)
     changed: dict[str, object] = {"home": settings.home.absolute()}
     if port is not None:

@@ -3,14 +3,21 @@
 import typer
 
 from app.cli import checkpoints, datasets, demo, projects, runs, serve
+from app.cli.options import Home
 from app.cli.output import EXIT_CODES_HELP
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
-    help="LLM distillation, end to end.",
     epilog=EXIT_CODES_HELP,
 )
+
+
+@app.callback()
+def stillhouse(home: Home = None) -> None:
+    """LLM distillation, end to end."""
+
+
 for command in serve.COMMANDS:
     app.command()(command)
 app.command("demo")(demo.demo)

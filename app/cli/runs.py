@@ -9,13 +9,13 @@ import yaml
 from app.cli import lookup
 from app.cli.comparison import print_comparison
 from app.cli.connect import connected
-from app.cli.options import Home, Project, Wait
+from app.cli.options import AnyProject, Home, Project, Wait
 from app.cli.output import Json, WrongUse, console, print_json, print_table
 from app.cli.progress import follow_run
 from app.metrics.formatting import DASH, duration, number
 
 app = typer.Typer(no_args_is_help=True, help="Start, list, show, cancel and compare runs.")
-Number = Annotated[int, typer.Argument(help="The run's number.")]
+Run = Annotated[str, typer.Argument(metavar="RUN", help="The run's number or name.")]
 
 
 def read_spec(path: Path) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def start(
 
 @app.command("list")
 def list_(
-    project: Project,
+    project: AnyProject = None,
     group: Annotated[str | None, typer.Option(help="Only runs of this group.")] = None,
     state: Annotated[str | None, typer.Option(help="Only runs in this state.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=500, help="At most so many.")] = 50,
@@ -89,10 +89,11 @@ def list_(
 
 
 @app.command()
-def show(run: Number, project: Project, home: Home = None, *, as_json: Json = False) -> None:
+def show(run: Run, project: AnyProject = None, home: Home = None, *, as_json: Json = False) -> None:
     """Show a run and its jobs; works while nothing is served."""
     with connected(home, reading=True) as api:
-        found = api.get(f"/projects/{lookup.project_slug(api, project)}/runs/{run}")
+        slug = lookup.project_slug(api, project)
+        found = api.get(f"/projects/{slug}/runs/{lookup.run_number(api, slug, run)}")
     if as_json:
         print_json(found)
         return
@@ -110,8 +111,8 @@ def show(run: Number, project: Project, home: Home = None, *, as_json: Json = Fa
 
 @app.command()
 def cancel(
-    run: Number,
-    project: Project,
+    run: Run,
+    project: AnyProject = None,
     mode: Annotated[str, typer.Option(help="keep what it has learned, or discard it.")] = "keep",
     home: Home = None,
     *,
@@ -120,7 +121,8 @@ def cancel(
     """Stop a run after the step in hand."""
     with connected(home) as api:
         slug = lookup.project_slug(api, project)
-        found = api.post(f"/projects/{slug}/runs/{run}/cancel", {"mode": mode})
+        number_ = lookup.run_number(api, slug, run)
+        found = api.post(f"/projects/{slug}/runs/{number_}/cancel", {"mode": mode})
     if as_json:
         print_json(found)
         return
@@ -129,17 +131,18 @@ def cancel(
 
 @app.command()
 def compare(
-    project: Project,
     names: Annotated[
         list[str] | None, typer.Argument(help="Runs to compare; else the last finished group.")
     ] = None,
+    project: AnyProject = None,
     home: Home = None,
     *,
     as_json: Json = False,
 ) -> None:
     """Compare runs with teacher and undistilled student; works while nothing is served."""
     with connected(home, reading=True) as api:
-        slug = lookup.project_slug(api, project)
+        anywhere = project is None and not names
+        slug = lookup.last_compared(api) if anywhere else lookup.project_slug(api, project)
         found = api.get(f"/projects/{slug}/comparison", {"run": names or []})
     if as_json:
         print_json(found)

@@ -74,6 +74,33 @@ def test_a_run_is_started_listed_shown_and_cancelled(
     assert "no run #9" in run("runs", "show", 9, *AT, exit_code=2).stderr
 
 
+def test_a_run_is_named_by_number_or_name_and_a_lone_project_need_not_be(
+    run: Run, run_json: RunJson, spec: Path
+) -> None:
+    run("runs", "start", spec, *AT)
+    assert [run_json("runs", "show", name)["name"] for name in ("1", "#1", "kd")] == ["kd"] * 3
+    assert "no run “none”. It has kd" in run("runs", "show", "none", exit_code=2).stderr
+    spec.write_text(SPEC.replace("group: g1", "group: g2"))
+    run("runs", "start", spec, *AT)
+    assert "#1, #2" in run("runs", "cancel", "kd", exit_code=2).stderr
+    assert run_json("runs", "cancel", "#2")["number"] == 2
+    run("projects", "create", "Another")
+    several = run("runs", "list", exit_code=2).stderr
+    assert "choose one with --project (" in several
+    assert "another" in several
+
+
+def test_comparing_without_a_name_takes_the_project_whose_run_finished_last(
+    run: Run, run_json: RunJson, world: World
+) -> None:
+    run("projects", "create", "Another")
+    kd = world.start("kd")
+    world.anchors()
+    world.finish(kd, 95)
+    world.session.commit()
+    assert [row["name"] for row in run_json("runs", "compare")["rows"]][-1] == "kd"
+
+
 def test_a_spec_that_cannot_work_is_refused_by_its_field(
     run: Run, spec: Path, tmp_path: Path
 ) -> None:
