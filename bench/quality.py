@@ -259,11 +259,12 @@ class Bench:
             facts: Facts = {}
             held_out = [c for c in self.answered()[0] if c.split == "test"]
             with timed(facts, "evaluate"):
+                model = load_model(folder)
                 report = run_evaluation(
-                    load_model(folder),
+                    model,
                     load_tokenizer(folder),
                     held_out,
-                    teacher=load_model(teacher),
+                    teacher=model if folder == teacher else load_model(teacher),
                     render=self.setting.runs["distilled"].render,
                     spec=spec,
                     out_file=out.with_suffix(".parquet"),

@@ -95,14 +95,14 @@ def _schedule(steps: int, learning_rate: float, *, batch_size: int = 16) -> Sche
         batch_size=batch_size,
         learning_rate=learning_rate,
         warmup_steps=10,
-        snapshot_every=50,
-        validate_every=50,
+        snapshot_every=40,
+        validate_every=40,
     )
 
 
 _REAL_TICKETS = TicketPlan(
-    tune_seed=101,
-    traffic_seed=102,
+    tune_seed=103,
+    traffic_seed=104,
     tune=600,
     train=600,
     validation=48,
@@ -115,11 +115,11 @@ REAL = DemoSetting(
     name="real",
     tickets=_REAL_TICKETS,
     choosing=_REAL_TICKETS.model_copy(update={"tune_seed": 1, "traffic_seed": 2}),
-    tuning=_training(_schedule(80, 3e-4), Trainable(top_layers=8, freeze_embeddings=True), 96),
+    tuning=_training(_schedule(60, 3e-4), Trainable(top_layers=8, freeze_embeddings=True), 96),
     tuning_validation_share=0.08,
     student=PruneSpec(depth=6),
     capture=CaptureProfile(),
-    runs=_runs(_schedule(100, 1e-3), Trainable(freeze_embeddings=True), 96, alpha=0.7),
+    runs=_runs(_schedule(80, 1e-3), Trainable(freeze_embeddings=True), 96, alpha=0.7),
     evaluation=EvaluationSpec(truth="reference", max_new_tokens=24, batch_size=32),
     generate_batch_size=64,
 )

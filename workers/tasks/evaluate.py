@@ -55,7 +55,9 @@ class EvaluateTask(NoParts):
         conversations = read_conversations(inputs.conversations, (spec.split,))
         device = compute_device()
         model = load_model(folder).to(device)
-        teacher = load_model(Path(inputs.teacher)).to(device) if inputs.teacher else None
+        teacher = model if inputs.teacher == inputs.checkpoint else None
+        if inputs.teacher and teacher is None:
+            teacher = load_model(Path(inputs.teacher)).to(device)
         out = context.workdir / "examples.parquet"
         context.callbacks.phase("evaluate")
         report = run_evaluation(

@@ -36,12 +36,13 @@ def fidelity(
 ) -> list[Fidelity]:
     """Return KL(teacher ‖ student) at T = 1 and top-1 agreement for each conversation, in order.
 
-    Over the first `vocabulary` rows of both heads; logits exist for 256 positions at a time.
-    Errors: Stopped.
+    Over the first `vocabulary` rows of both heads; logits exist for 256 positions at a time. A
+    teacher that is the student itself is asked once. Errors: Stopped.
     """
     student.eval()
     teacher.eval()
-    heads = split_head(teacher), split_head(student)
+    of_teacher = split_head(teacher)
+    heads = of_teacher, of_teacher if student is teacher else split_head(student)
     collate = Collator(None, Objective(kind="ce", alpha=0.0))
     order = sorted(range(len(rendered)), key=lambda i: (len(rendered[i].input_ids), i))
     out: dict[int, Fidelity] = {}
@@ -63,11 +64,9 @@ def _rows(
     heads: tuple[SplitHead, SplitHead], batch: StudentBatch, vocabulary: int
 ) -> Iterator[torch.Tensor]:
     """Yield [c, 2] float64 per chunk of target tokens: KL in nats, and 1 where the tops agree."""
-    states = []
-    for head in heads:
-        device = head.weight.device
-        hidden = head.hidden(batch.input_ids.to(device), batch.attention_mask.to(device))
-        states.append(hidden.reshape(-1, hidden.shape[-1])[batch.positions.to(device)])
+    teacher, student = heads
+    of_teacher = _states(teacher, batch)
+    states = of_teacher, of_teacher if student is teacher else _states(student, batch)
     for start in range(0, batch.target_tokens, CHUNK):
         log_p, log_q = (
             torch.log_softmax((s[start : start + CHUNK] @ h.weight[:vocabulary].t()).float(), -1)
@@ -76,3 +75,10 @@ def _rows(
         agree = (log_p.argmax(-1) == log_q.argmax(-1)).double()
         kl = (log_p.exp() * log_p.sub(log_q)).sum(-1).double()
         yield torch.stack([kl, agree], -1).cpu()
+
+
+def _states(head: SplitHead, batch: StudentBatch) -> torch.Tensor:
+    """Return the hidden states [target tokens, D] that predict the targets."""
+    device = head.weight.device
+    hidden = head.hidden(batch.input_ids.to(device), batch.attention_mask.to(device))
+    return hidden.reshape(-1, hidden.shape[-1])[batch.positions.to(device)]

@@ -105,7 +105,7 @@ def test_report_and_rows_agree_and_the_kl_is_the_dense_one(tmp_path: Path) -> No
     assert sum(metrics["agreement"].sums) == agree
 
 
-def test_the_teacher_itself_has_kl_zero_and_agreement_one(tmp_path: Path) -> None:
+def test_the_teacher_itself_and_its_copy_have_kl_zero_and_agreement_one(tmp_path: Path) -> None:
     model = tiny.llama()
     reports = [
         run_evaluation(
@@ -118,12 +118,13 @@ def test_the_teacher_itself_has_kl_zero_and_agreement_one(tmp_path: Path) -> Non
             out_file=tmp_path / f"{truth}.parquet",
             callbacks=Silent(),
         )
-        for teacher, truth in ((model, "reference"), (None, "logged"))
+        for teacher, truth in ((model, "reference"), (tiny.llama(), "reference"), (None, "logged"))
     ]
-    found = {m.metric: m for m in reports[0].metrics}
-    assert sum(found["kl"].sums) == 0
-    assert found["agreement"].sums == found["agreement"].counts
-    assert {m.metric for m in reports[1].metrics}.isdisjoint({"kl", "agreement"})
+    for report in reports[:2]:
+        found = {m.metric: m for m in report.metrics}
+        assert sum(found["kl"].sums) == 0
+        assert found["agreement"].sums == found["agreement"].counts
+    assert {m.metric for m in reports[2].metrics}.isdisjoint({"kl", "agreement"})
 
 
 def test_conversations_without_the_wanted_truth_are_excluded_and_counted(tmp_path: Path) -> None:
