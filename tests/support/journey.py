@@ -1,5 +1,6 @@
 """The journey through all screens in a browser, step by step; the caller looks at each screen."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -148,6 +149,23 @@ class Journey:
         page.wait_for_url("**/runs?group=*")
         page.goto(f"{self.address}/queue")
         self.see("queue")
+        self.stop_dialog()
+
+    def stop_dialog(self) -> None:
+        """Ask to stop the last job, then let it go on; also where no script runs."""
+        page = self.page
+        dialog = page.get_by_role("dialog")
+        stop = page.get_by_role("link", name=re.compile("^(Stop|Cancel) ")).last
+        address = stop.get_attribute("href")
+        stop.click()
+        expect(dialog).to_contain_text("Jobs that need its result are cancelled with it")
+        self.see("stop_dialog")
+        dialog.get_by_role("button", name="Let it go on").click()
+        expect(dialog).to_have_count(0)
+        page.goto(f"{self.address}{address}")
+        self.see("stop")
+        self.press("Let it go on")
+        page.wait_for_url("**/queue")
 
     def live_run(self, steps: int) -> None:
         """Watch the first run: curves come without a reload and are the same after one."""
@@ -229,10 +247,19 @@ class Journey:
         self.open("")
         expect(self.page.locator("main")).to_contain_text("Compare")
         self.see("project")
+        self.open("/edit")
+        self.page.fill("#f-tolerance", "3")
+        self.see("edit_project")
+        self.press("Save the project")
+        self.page.wait_for_url("**/projects/tickets")
+        expect(self.page.locator("main")).to_contain_text("3 points")
         self.page.goto(f"{self.address}/projects")
         self.see("projects")
         self.page.goto(f"{self.address}/account")
         self.see("account")
+        self.open("/runs/99")
+        expect(self.page.locator("main")).to_contain_text("99")
+        self.see("missing")
 
 
 def whole_journey(journey: Journey, link: str, teacher: Path, log: Path) -> None:
