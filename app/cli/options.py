@@ -1,9 +1,9 @@
 """Options that many commands share, and the settings of a home."""
 
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated
 
-import click
 import typer
 
 from app.settings import Settings
@@ -18,6 +18,8 @@ AnyProject = Annotated[
     typer.Option("--project", help="The project's slug or name; not needed where there is one."),
 ]
 Wait = Annotated[bool, typer.Option("--wait", help="Wait for the end; fail when it fails.")]
+HOME_BEFORE: ContextVar[Path | None] = ContextVar("home_before", default=None)
+"""What `stillhouse --home DIR …` named before the command."""
 
 
 def settings_for(home: Path | None, *, port: int | None = None) -> Settings:
@@ -25,9 +27,7 @@ def settings_for(home: Path | None, *, port: int | None = None) -> Settings:
 
     A `--home` before the command counts where the command has none of its own.
     """
-    context = click.get_current_context(silent=True)
-    if home is None and context is not None:
-        home = context.find_root().params.get("home")
+    home = home or HOME_BEFORE.get()
     settings = Settings() if home is None else Settings(home=home)
     changed: dict[str, object] = {"home": settings.home.absolute()}
     if port is not None:

@@ -3,7 +3,7 @@
 import typer
 
 from app.cli import checkpoints, datasets, demo, projects, runs, serve
-from app.cli.options import Home
+from app.cli.options import HOME_BEFORE, Home
 from app.cli.output import EXIT_CODES_HELP
 
 app = typer.Typer(
@@ -16,6 +16,7 @@ app = typer.Typer(
 @app.callback()
 def stillhouse(home: Home = None) -> None:
     """LLM distillation, end to end."""
+    HOME_BEFORE.set(home)
 
 
 for command in serve.COMMANDS:

@@ -57,6 +57,25 @@ def test_reading_needs_no_server(home: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.usefixtures("home")
+@pytest.mark.parametrize(
+    ("words", "looked_in"),
+    [
+        (["--home", "before", "projects", "list"], "before"),
+        (["projects", "list", "--home", "after"], "after"),
+        (["--home", "before", "projects", "list", "--home", "after"], "after"),
+        (["projects", "list"], "h"),
+    ],
+)
+def test_a_home_is_named_before_or_after_the_command(
+    words: list[str], looked_in: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = CliRunner().invoke(cli, words)
+    assert found.exit_code == 3
+    assert f"There is nothing in {tmp_path / looked_in} yet" in found.stderr
+
+
+@pytest.mark.usefixtures("home")
 def test_a_server_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STILLHOUSE_URL", "http://127.0.0.1:9")
     refused = CliRunner().invoke(cli, ["projects", "create", "x"])
