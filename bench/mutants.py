@@ -87,8 +87,29 @@ MUTANTS = (
     Mutant(
         "bucket gradient off the support without r",
         FUSED,
-        "off_support = 1 / total - torch.where(weak | (r == 0), 0, r / rest)",
-        "off_support = 1 / total - torch.zeros_like(r)",
+        "off_support = slopes.off / total - torch.where(weak | (r == 0), 0, r / rest)",
+        "off_support = slopes.off / total - torch.zeros_like(r)",
+        PROOFS,
+    ),
+    Mutant(
+        "slope of a divergence not centred",
+        "workers/distill/losses/support.py",
+        "centred = phi - (q * phi).sum(-1, keepdim=True)",
+        "centred = phi",
+        PROOFS,
+    ),
+    Mutant(
+        "reverse KL without its bucket",
+        "workers/distill/losses/support.py",
+        "has_tail = torch.isfinite(support.log_r)[:, None]",
+        "has_tail = torch.zeros_like(support.log_r, dtype=torch.bool)[:, None]",
+        PROOFS,
+    ),
+    Mutant(
+        "another divergence reported as kd_loss",
+        FUSED,
+        "reported = bucket_kl(support, log_q_head, log_q_tail)",
+        "reported = slopes.value",
         PROOFS,
     ),
     Mutant(

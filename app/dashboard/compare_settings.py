@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from app.checkpoints.models import Checkpoint
 from app.checkpoints.service import compression_between
+from app.dashboard.knobs import divergence_words
 from app.metrics.formatting import compression, number
 from app.runs.models import Run
 from app.specs.training import RunSpec
@@ -75,7 +76,7 @@ def _temperature(spec: RunSpec, _: Known) -> Setting | None:
 
 def _objective(spec: RunSpec, _: Known) -> Setting | None:
     objective = spec.training.objective
-    teacher = {"forward_kl": "forward KL", "ce": ""}[objective.kind] if objective.alpha else ""
+    teacher = divergence_words(objective) if objective.alpha else ""
     parts = [teacher, "CE" if objective.alpha < 1 else ""]
     return _text(" + ".join(part for part in parts if part))
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from app.specs.training import RunSpec
+from app.specs.training import Objective, RunSpec
 
 Options = tuple[tuple[str, str], ...]
 OBJECTIVE, DATA = "Objective", "Rendering"
@@ -73,13 +73,39 @@ _TRUTH: Options = (
     ("logged", "logged answer only"),
 )
 
+DIVERGENCES: Options = (
+    ("forward_kl", "forward KL"),
+    ("reverse_kl", "reverse KL"),
+    ("jsd", "Jensen–Shannon"),
+    ("total_variation", "total variation"),
+)
+
 KNOBS: tuple[Knob, ...] = (
+    Knob(
+        "divergence",
+        _training("objective", "kind"),
+        OBJECTIVE,
+        "Divergence",
+        "Forward KL covers all the teacher does; reverse KL keeps to what it does most.",
+        "select",
+        DIVERGENCES,
+        teacher_only=True,
+    ),
     Knob(
         "temperature",
         _training("objective", "temperature"),
         OBJECTIVE,
         "Temperature",
         "Softens both distributions. The cache keeps normalisers for its grid only.",
+        "float",
+        teacher_only=True,
+    ),
+    Knob(
+        "beta",
+        _training("objective", "beta"),
+        OBJECTIVE,
+        "Beta",
+        "The teacher's share in the mean of Jensen–Shannon; the others do not read it.",
         "float",
         teacher_only=True,
     ),
@@ -320,7 +346,7 @@ KNOBS: tuple[Knob, ...] = (
         ("evaluation", "ece_bins"),
         EVALUATION,
         "Calibration bins",
-        "Of equal width, for the ECE.",
+        "For the ECE; each holds equally many answers.",
     ),
 )
 BY_NAME: dict[str, Knob] = {knob.name: knob for knob in KNOBS}
@@ -337,6 +363,12 @@ class Change:
     label: str
     before: str
     after: str
+
+
+def divergence_words(objective: Objective) -> str:
+    """Return what the teacher's term measures: `forward KL`, `Jensen–Shannon β 0.5`."""
+    words = dict(DIVERGENCES).get(objective.kind, "")
+    return f"{words} β {objective.beta:g}" if objective.kind == "jsd" else words
 
 
 def of_group(group: str) -> list[Knob]:

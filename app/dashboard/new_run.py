@@ -48,7 +48,7 @@ DEFAULTS: dict[str, str] = {
 } | dict.fromkeys(("name", "group", "role", "preset", "parent", "key", "teacher_id"), "")
 FIXED = ("name", "group", "role", "preset", "teacher_id", "student_id", "dataset_version_id")
 _OBJECTIVES: dict[RunRole, dict[str, str]] = {
-    "distilled": {"alpha": "0.7", "ce_target": "logged"},
+    "distilled": {"divergence": "forward_kl", "alpha": "0.7", "ce_target": "logged"},
     "sequence_level": {"alpha": "0", "ce_target": "logged"},
     "labels_only": {"alpha": "0", "ce_target": "reference"},
     "fine_tune": {"alpha": "0", "ce_target": "logged"},

@@ -112,7 +112,8 @@ def objective_words(spec: RunSpec) -> str:
     """Return `forward KL, T 1, α 0.7`, or what text is learned."""
     objective = spec.training.objective
     if objective.needs_teacher:
-        return f"forward KL, T {objective.temperature:g}, α {objective.alpha:g}"
+        words = knobs.divergence_words(objective)
+        return f"{words}, T {objective.temperature:g}, α {objective.alpha:g}"
     text = "references" if objective.ce_target == "reference" else "logged answers"
     return f"cross-entropy on {text}"
 

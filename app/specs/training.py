@@ -8,7 +8,7 @@ from app.specs.base import Spec
 from app.specs.evaluation import EvaluationSpec
 from app.specs.teacher import CaptureProfile
 
-ObjectiveKind = Literal["forward_kl", "ce"]
+ObjectiveKind = Literal["forward_kl", "reverse_kl", "jsd", "total_variation", "ce"]
 CeTarget = Literal["reference", "logged"]
 RunRole = Literal["distilled", "sequence_level", "labels_only", "fine_tune"]
 
@@ -16,12 +16,15 @@ RunRole = Literal["distilled", "sequence_level", "labels_only", "fine_tune"]
 class Objective(Spec):
     """loss = Σ m(α T² KD + (1 − α) CE) / Σ m, per target token.
 
-    `alpha` 0 trains on text alone. `ce_target` names whose text: `reference` (ground truth; only
-    conversations that have one) or `logged` (the answer in the traffic).
+    `kind` is the divergence KD from teacher to student at `temperature`; `beta`, the teacher's
+    share in the mean that `jsd` compares both with, is read by it alone. `alpha` 0 trains on text
+    alone. `ce_target` names whose text: `reference` (ground truth; only conversations that have
+    one) or `logged` (the answer in the traffic).
     """
 
     kind: ObjectiveKind = "forward_kl"
     temperature: float = Field(default=1.0, gt=0)
+    beta: float = Field(default=0.5, gt=0, lt=1)
     alpha: float = Field(default=0.7, ge=0, le=1)
     ce_target: CeTarget = "logged"
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from app.specs.teacher import CacheReport, CacheSpace, CaptureProfile, Faithfulness
 from workers.distill.callbacks import Callbacks
 from workers.distill.errors import MissingRowsError
-from workers.distill.losses.dense import dense_bucket_kl
+from workers.distill.losses.dense import dense_bucket
 from workers.distill.teacher_shards import (
     ShardFile,
     ShardLookup,
@@ -272,4 +272,4 @@ def _all_found(sample: list[RenderedConversation], lookup: ShardLookup) -> list[
 def _kl_sum(rows: TargetRows, live: torch.Tensor, profile: CaptureProfile) -> float:
     """Return Σ KL(rows ‖ live) in nats at T = 1 over head and bucket, both in float64."""
     targets = decode(rows, 1.0, profile.temperatures)
-    return float(dense_bucket_kl(live, targets).sum())
+    return float(dense_bucket(live, targets).sum())

@@ -28,6 +28,7 @@ from workers.distill.checkpointing import (
 from workers.distill.checkpoints import load_weights, save_checkpoint
 from workers.distill.errors import NonFiniteLossError
 from workers.distill.heads import SplitHead, split_head
+from workers.distill.losses.choice import divergence_for
 from workers.distill.losses.fused import LossSums, fused_loss
 from workers.distill.values import SparseTargets, StudentBatch
 
@@ -115,6 +116,7 @@ class Trainer:
         self.vocabulary, self.clock = vocabulary, clock
         self.device = model.get_input_embeddings().weight.device
         self.bfloat16 = use_bfloat16(spec, self.device)
+        self.divergence = divergence_for(spec.objective)
         self.parameters = select_trainable(model, spec.trainable)
         self.split: SplitHead = split_head(model)
         decay = [p for p in self.parameters if p.ndim > 1]
@@ -150,6 +152,7 @@ class Trainer:
             denominator=denominator,
             vocabulary=self.vocabulary,
             chunk=self.spec.loss_chunk_tokens,
+            divergence=self.divergence,
         )
 
     def step(self, batches: StepBatches) -> dict[str, float]:

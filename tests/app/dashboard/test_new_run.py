@@ -253,7 +253,7 @@ def test_every_setting_of_a_spec_has_a_knob() -> None:
     )
     fixed = {
         ("name",), ("teacher_id",), ("student_id",), ("dataset_version_id",), ("group",), ("role",),
-        ("training", "objective", "kind"), ("training", "render", "answer"),
+        ("training", "render", "answer"),
         ("capture", "name"), ("evaluation", "pack"),
     }  # fmt: skip
     paths = set(leaves(spec)) - fixed

@@ -7,9 +7,12 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from workers.distill.losses.ce import nll
-from workers.distill.losses.forward_kl import Support, bucket_gradient, bucket_kl, support_of
+from workers.distill.losses.forward_kl import bucket_kl, forward_kl
+from workers.distill.losses.support import Divergence, Support, support_of
 from workers.distill.values import SparseTargets
 
+_LEAST_LOG_R = -30.0
+"""A bucket of the teacher with no mass at all would make reverse KL infinite."""
 _UNDERFLOW = 1e-30
 """Below this a sum of exponentials (largest logit = 1) is recomputed about its own maximum."""
 
@@ -18,7 +21,8 @@ _UNDERFLOW = 1e-30
 class LossSums:
     """loss: scalar with gradient, Σ m(α T² KD + (1 − α) CE) / denominator.
 
-    kd_sum: Σ of the bucket KL at T in nats (no T², no alpha) over `kd_tokens` rows with a teacher.
+    kd_sum: Σ of the bucket forward KL at T in nats, whatever the divergence that is trained
+    (no T², no alpha), over `kd_tokens` rows with a teacher.
     ce_sum: Σ −log q(label) in nats at T = 1 over `ce_tokens` rows with a label. All detached.
     """
 
@@ -37,10 +41,11 @@ class _Problem:
     denominator: float
     vocabulary: int
     chunk: int
+    divergence: Divergence
     want_gradient: bool
 
 
-def fused_loss(
+def fused_loss(  # noqa: PLR0913 - the core's loss: rows, what they weigh, and how
     hidden: torch.Tensor,
     weight: torch.Tensor,
     *,
@@ -50,13 +55,15 @@ def fused_loss(
     denominator: float,
     vocabulary: int | None = None,
     chunk: int = 256,
+    divergence: Divergence = forward_kl,
 ) -> LossSums:
     """Return the mixed loss of N supervised positions, never holding [N, V].
 
     hidden: [N, D] states that predict (only supervised positions); weight: [V, D] output head;
     labels: [N] ids (−1: none); alpha: [N]; teacher: rows for the same N, or None; denominator: Σ m
     over the whole optimiser step, all ranks; vocabulary: rows of the head that may get mass (the
-    padding beyond gets none, and no gradient); chunk: tokens held at once.
+    padding beyond gets none, and no gradient); chunk: tokens held at once; divergence: KD, on the
+    stored head and its bucket.
     Arithmetic is fp32 (fp64 for fp64 inputs), whatever the weights' type.
     """
     problem = _Problem(
@@ -66,6 +73,7 @@ def fused_loss(
         denominator=max(float(denominator), 1.0),
         vocabulary=min(vocabulary or weight.shape[0], weight.shape[0]),
         chunk=chunk,
+        divergence=divergence,
         want_gradient=torch.is_grad_enabled(),
     )
     apply: Any = _FusedLoss.apply  # torch leaves it untyped
@@ -149,15 +157,17 @@ def _chunk(
     if problem.teacher is None:
         exponentials = z.sub_(top).exp_()
         total = exponentials.sum(-1)
-        kd = torch.zeros_like(total)
+        kd = reported = torch.zeros_like(total)
         gradient = exponentials.mul_((ce_scale / problem.denominator / total)[:, None])
         log_total = total.log()
     else:
-        support = support_of(problem.teacher, part, problem.vocabulary, z.dtype)
-        kd, log_total, gradient = _with_teacher(
+        least = -torch.inf if problem.divergence is forward_kl else _LEAST_LOG_R
+        support = support_of(problem.teacher, part, problem.vocabulary, z.dtype, least_log_r=least)
+        kd, reported, log_total, gradient = _with_teacher(
             z,
             top,
             support,
+            problem.divergence,
             kd_scale=alpha * temperature / problem.denominator,
             ce_scale=ce_scale / problem.denominator,
             temperature=temperature,
@@ -166,7 +176,7 @@ def _chunk(
     ce = torch.where(labelled, nll(z_label, top[:, 0] + log_total), 0)
     gradient.scatter_add_(1, label_ids, -(ce_scale / problem.denominator)[:, None])
     mixed = alpha * temperature**2 * kd + ce_scale * ce
-    sums += torch.stack([mixed.sum() / problem.denominator, kd.sum(), ce.sum()])
+    sums += torch.stack([mixed.sum() / problem.denominator, reported.sum(), ce.sum()])
     return gradient
 
 
@@ -174,13 +184,14 @@ def _with_teacher(
     z: torch.Tensor,
     top: torch.Tensor,
     support: Support,
+    divergence: Divergence,
     *,
     kd_scale: torch.Tensor,
     ce_scale: torch.Tensor,
     temperature: float,
     rows: tuple[torch.Tensor, torch.Tensor],
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return KL_T [c], log Σ exp(z − top) at T = 1 [c], and the gradient before the label's part.
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return D_T [c], bucket KL_T [c], log Σ exp(z − top) at T = 1 [c], and dLoss/dz but labels.
 
     At T = 1 both losses share one exponential and one sum.
     """
@@ -199,12 +210,13 @@ def _with_teacher(
     if bool(weak.any()):
         pi, log_rest[weak] = _rest_alone(rows, support.ids[weak], top[weak], weak, temperature)
     log_q_head = z_head / temperature - total.log()[:, None]
-    kd = bucket_kl(support, log_q_head, log_rest - total.log())
-
+    log_q_tail = log_rest - total.log()
+    slopes = divergence(support, log_q_head, log_q_tail)
+    reported = bucket_kl(support, log_q_head, log_q_tail)
     q_head = e_head / total[:, None]
-    on_support, r = bucket_gradient(support, q_head)
-    off_support = 1 / total - torch.where(weak | (r == 0), 0, r / rest)
-    head_gradient = kd_scale[:, None] * on_support
+    r = slopes.rest
+    off_support = slopes.off / total - torch.where(weak | (r == 0), 0, r / rest)
+    head_gradient = kd_scale[:, None] * slopes.on
     if shared:
         log_total = total.log()
         gradient = tempered.mul_((kd_scale * off_support + ce_scale / total)[:, None])
@@ -222,7 +234,7 @@ def _with_teacher(
     head_gradient = torch.where(support.valid, head_gradient, head_gradient[:, :1])
     # Padded slots repeat the row's first id with the first id's value: writing twice is harmless.
     gradient.scatter_(1, support.ids, head_gradient)
-    return kd, log_total, gradient
+    return slopes.value, reported, log_total, gradient
 
 
 def _rest_alone(

@@ -1,18 +1,32 @@
-"""The proofs every objective must pass, for forward KL with a bucket and cross-entropy."""
+"""The proofs every objective must pass, for each divergence with a bucket and cross-entropy."""
 
+import math
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workers.distill.losses.dense import dense_bucket_kl, dense_loss, full_kl
+from app.specs.training import Objective
+from workers.distill.losses.choice import divergence_for
+from workers.distill.losses.dense import dense_bucket, dense_loss, full_divergence
 from workers.distill.losses.fused import LossSums, fused_loss
 from workers.distill.values import SparseTargets
 
 GRID = (1.0, 2.0, 4.0)
+FORWARD = Objective(kind="forward_kl")
+OBJECTIVES = (
+    FORWARD,
+    Objective(kind="reverse_kl"),
+    Objective(kind="jsd", beta=0.5),
+    Objective(kind="jsd", beta=0.1),
+    Objective(kind="total_variation"),
+)
+every_objective = pytest.mark.parametrize(
+    "objective", OBJECTIVES, ids=lambda o: f"{o.kind}-{o.beta:g}" if o.kind == "jsd" else o.kind
+)
 N, D, V = 11, 6, 29
 
 
@@ -48,7 +62,9 @@ def case(temperature: float = 1.0, *, k: int = 5, n: int = N, v: int = V, seed: 
     )
 
 
-def fused(c: Case, denominator: float = N, **options: int) -> LossSums:
+def fused(
+    c: Case, denominator: float = N, objective: Objective = FORWARD, **options: int
+) -> LossSums:
     return fused_loss(
         c.hidden,
         c.weight,
@@ -56,6 +72,21 @@ def fused(c: Case, denominator: float = N, **options: int) -> LossSums:
         alpha=c.alpha,
         teacher=c.teacher,
         denominator=denominator,
+        divergence=divergence_for(objective),
+        **options,
+    )
+
+
+def dense(c: Case, denominator: float = N, objective: Objective = FORWARD, **options: int) -> Any:
+    """Return the same loss through autograd on whole logits."""
+    return dense_loss(
+        c.hidden @ c.weight.t(),
+        labels=c.labels,
+        alpha=c.alpha,
+        teacher=c.teacher,
+        denominator=denominator,
+        kind=objective.kind,
+        beta=objective.beta,
         **options,
     )
 
@@ -69,56 +100,57 @@ def close(a: list[torch.Tensor], b: list[torch.Tensor], tolerance: float = 1e-12
         torch.testing.assert_close(left, right, rtol=tolerance, atol=tolerance)
 
 
+@every_objective
 @pytest.mark.parametrize("k", [5, V])
 @pytest.mark.parametrize("temperature", GRID)
-def test_student_equal_to_teacher_is_exactly_zero(temperature: float, k: int) -> None:
+def test_student_equal_to_teacher_is_exactly_zero(
+    temperature: float, k: int, objective: Objective
+) -> None:
     c = case(temperature)
     own = targets((c.hidden @ c.weight.t()).detach(), k, temperature)
     c = c._replace(teacher=own, alpha=torch.ones(N, dtype=torch.float64))
-    out = fused(c)
+    out = fused(c, objective=objective)
     assert abs(out.kd_sum.item()) < 1e-12
     assert abs(out.loss.item()) < 1e-12
     assert max(g.abs().max().item() for g in gradients(out.loss, c)) < 1e-12
 
 
+@every_objective
 @pytest.mark.parametrize("temperature", GRID)
-def test_a_head_that_is_everything_equals_dense(temperature: float) -> None:
+def test_a_head_that_is_everything_equals_dense(temperature: float, objective: Objective) -> None:
     c = case(temperature)
     g = torch.Generator().manual_seed(7)
     log_p = torch.log_softmax(torch.randn(N, V, dtype=torch.float64, generator=g) * 2, -1)
     c = c._replace(teacher=targets(log_p, V, temperature), alpha=torch.ones(N))
     logits = c.hidden @ c.weight.t()
-    dense = temperature**2 * full_kl(log_p, logits, temperature).sum() / N
-    out = fused(c)
-    torch.testing.assert_close(out.loss, dense)
-    close(gradients(out.loss, c), gradients(dense, c))
+    full = full_divergence(log_p, logits, temperature, objective.kind, beta=objective.beta)
+    whole = temperature**2 * full.sum() / N
+    out = fused(c, objective=objective)
+    torch.testing.assert_close(out.loss, whole)
+    close(gradients(out.loss, c), gradients(whole, c))
 
 
+@every_objective
 @pytest.mark.parametrize("temperature", GRID)
 @pytest.mark.parametrize("chunk", [1, 3, 4, 256])
 def test_fused_equals_the_dense_reference_for_every_chunking(
-    temperature: float, chunk: int
+    temperature: float, chunk: int, objective: Objective
 ) -> None:
     c = case(temperature)
-    dense = dense_loss(
-        c.hidden @ c.weight.t(),
-        labels=c.labels,
-        alpha=c.alpha,
-        teacher=c.teacher,
-        denominator=N,
-    )
-    out = fused(c, chunk=chunk)
-    torch.testing.assert_close(out.loss, dense)
-    close(gradients(out.loss, c), gradients(dense, c))
+    expected = dense(c, objective=objective)
+    out = fused(c, objective=objective, chunk=chunk)
+    torch.testing.assert_close(out.loss, expected)
+    close(gradients(out.loss, c), gradients(expected, c))
 
 
+@every_objective
 @pytest.mark.parametrize("temperature", GRID)
-def test_gradient_is_that_of_the_returned_loss(temperature: float) -> None:
+def test_gradient_is_that_of_the_returned_loss(temperature: float, objective: Objective) -> None:
     """Finite differences: T² belongs to the gradient, not only to the number shown."""
     c = case(temperature, n=4, v=9, k=3)
 
     def loss(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        return fused(c._replace(hidden=hidden, weight=weight), denominator=7).loss
+        return fused(c._replace(hidden=hidden, weight=weight), 7, objective).loss
 
     assert torch.autograd.gradcheck(loss, (c.hidden, c.weight), eps=1e-6, atol=1e-7)
 
@@ -161,36 +193,83 @@ def test_hand_computed_value() -> None:
     assert (out.kd_tokens, out.ce_tokens) == (1, 1)
 
 
-def test_reported_kd_has_no_temperature_factor() -> None:
+@every_objective
+def test_reported_kd_is_the_forward_kl_without_a_temperature_factor(objective: Objective) -> None:
     c = case(2.0)
-    expected = dense_bucket_kl(c.hidden @ c.weight.t(), c.teacher).sum()
-    torch.testing.assert_close(fused(c).kd_sum, expected.detach())
+    expected = dense_bucket(c.hidden @ c.weight.t(), c.teacher).sum()
+    torch.testing.assert_close(fused(c, objective=objective).kd_sum, expected.detach())
 
 
-def test_padded_rows_of_the_head_get_no_mass_and_no_gradient() -> None:
+@pytest.mark.parametrize(
+    ("objective", "expected"),
+    [
+        (OBJECTIVES[1], 0.25 * math.log(0.25 / 0.5) + 0.5 * math.log(0.5 / 0.25)),
+        (OBJECTIVES[4], 0.5 * (0.25 + 0 + 0.25)),
+        (
+            OBJECTIVES[3],  # m = .1 p + .9 q = (.275, .25, .475)
+            0.1 * (0.5 * math.log(0.5 / 0.275) + 0.25 * math.log(0.25 / 0.475))
+            + 0.9 * (0.25 * math.log(0.25 / 0.275) + 0.5 * math.log(0.5 / 0.475)),
+        ),
+    ],
+)
+def test_hand_computed_divergences(objective: Objective, expected: float) -> None:
+    """Teacher (.5, .25 | .25), a uniform student over four ids (.25, .25 | .5)."""
+    teacher = SparseTargets(
+        torch.tensor([[2, 0]]), torch.tensor([[0.5, 0.25]]).log(), torch.tensor([0.25]).log(), 1.0
+    )
+    out = fused_loss(
+        torch.zeros(1, 3),
+        torch.ones(4, 3),
+        labels=torch.tensor([-1]),
+        alpha=torch.ones(1),
+        teacher=teacher,
+        denominator=1,
+        divergence=divergence_for(objective),
+    )
+    assert out.loss.item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_bucket_of_nothing_keeps_reverse_kl_finite() -> None:
+    c = case(1.0)
+    none = torch.full((N,), -torch.inf, dtype=torch.float64)
+    log_w = torch.log_softmax(c.teacher.log_w, -1)
+    c = c._replace(teacher=replace(c.teacher, log_w=log_w, log_r=none))
+    for objective in OBJECTIVES:
+        out = fused(c, objective=objective)
+        assert out.loss.isfinite()
+        assert all(g.isfinite().all() for g in gradients(out.loss, c))
+
+
+@every_objective
+def test_padded_rows_of_the_head_get_no_mass_and_no_gradient(objective: Objective) -> None:
     c = case(1.0, v=V)
     g = torch.Generator().manual_seed(3)
     padding = 50 * torch.randn(8, D, dtype=torch.float64, generator=g)
     wide = torch.cat([c.weight.detach(), padding]).requires_grad_()
-    plain, padded = fused(c), fused(c._replace(weight=wide), vocabulary=V)
+    plain = fused(c, objective=objective)
+    padded = fused(c._replace(weight=wide), objective=objective, vocabulary=V)
     torch.testing.assert_close(padded.loss, plain.loss, rtol=0, atol=0)
     d_wide = torch.autograd.grad(padded.loss, wide)[0]
     assert d_wide[V:].abs().max().item() == 0
     close([d_wide[:V]], [torch.autograd.grad(plain.loss, c.weight)[0]])
 
 
-def test_nothing_supervised_is_zero_and_not_nan() -> None:
+@every_objective
+def test_nothing_supervised_is_zero_and_not_nan(objective: Objective) -> None:
     c = case(1.0, n=0)
-    out = fused(c, denominator=0)
+    out = fused(c, 0, objective)
     d_hidden, d_weight = gradients(out.loss, c)
     assert out.loss.item() == 0
     assert d_hidden.shape == (0, D)
     assert d_weight.abs().max().item() == 0
 
 
+@every_objective
 @pytest.mark.parametrize("temperature", GRID)
 @pytest.mark.parametrize("gap", [20.0, 120.0, 900.0])
-def test_a_vanishing_rest_stays_finite(temperature: float, gap: float) -> None:
+def test_a_vanishing_rest_stays_finite(
+    temperature: float, gap: float, objective: Objective
+) -> None:
     """q_tail of e^−20 (2e-9) and far less than fp32 holds beside 1, where teacher r > 0."""
     logits = torch.full((2, 6), -gap)
     logits[:, 0] = 0.0
@@ -209,6 +288,7 @@ def test_a_vanishing_rest_stays_finite(temperature: float, gap: float) -> None:
         alpha=torch.full((2,), 0.5),
         teacher=teacher,
         denominator=2,
+        divergence=divergence_for(objective),
     )
     exact = logits.detach().double().requires_grad_()
     expected = dense_loss(
@@ -217,6 +297,8 @@ def test_a_vanishing_rest_stays_finite(temperature: float, gap: float) -> None:
         alpha=torch.full((2,), 0.5).double(),
         teacher=teacher,
         denominator=2,
+        kind=objective.kind,
+        beta=objective.beta,
     )
     torch.testing.assert_close(out.loss.double(), expected, rtol=1e-5, atol=1e-5)
     got = torch.autograd.grad(out.loss, hidden)[0]
@@ -224,19 +306,18 @@ def test_a_vanishing_rest_stays_finite(temperature: float, gap: float) -> None:
     torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-6)
 
 
-def test_tokens_without_a_teacher_or_without_a_label() -> None:
+@every_objective
+def test_tokens_without_a_teacher_or_without_a_label(objective: Objective) -> None:
     c = case(2.0)
     log_w, ids, log_r = c.teacher.log_w.clone(), c.teacher.ids.clone(), c.teacher.log_r.clone()
     log_w[0], ids[0], log_r[0] = -torch.inf, 0, -torch.inf
     alpha, labels = c.alpha.clone(), c.labels.clone()
     alpha[0], alpha[1], labels[1] = 0, 1, -1
     c = c._replace(teacher=SparseTargets(ids, log_w, log_r, 2.0), alpha=alpha, labels=labels)
-    out = fused(c, chunk=4)
-    dense = dense_loss(
-        c.hidden @ c.weight.t(), labels=labels, alpha=alpha, teacher=c.teacher, denominator=N
-    )
-    torch.testing.assert_close(out.loss, dense)
-    close(gradients(out.loss, c), gradients(dense, c))
+    out = fused(c, objective=objective, chunk=4)
+    expected = dense(c, objective=objective)
+    torch.testing.assert_close(out.loss, expected)
+    close(gradients(out.loss, c), gradients(expected, c))
     assert (out.kd_tokens, out.ce_tokens) == (N - 1, N - 1)
 
 
@@ -273,27 +354,27 @@ def test_loss_scales_its_gradient() -> None:
     close(gradients(fused(c).loss * 3, c), [3 * g for g in plain])
 
 
-def test_bfloat16_weights_are_summed_in_fp32() -> None:
+@every_objective
+def test_bfloat16_weights_are_summed_in_fp32(objective: Objective) -> None:
     c = case(1.0)
     low = c._replace(
         hidden=c.hidden.detach().bfloat16().requires_grad_(),
         weight=c.weight.detach().bfloat16().requires_grad_(),
     )
-    out = fused(low, chunk=4)
+    out = fused(low, objective=objective, chunk=4)
     assert out.loss.dtype == torch.float32
     exact = c._replace(
         hidden=low.hidden.detach().double().requires_grad_(),
         weight=low.weight.detach().double().requires_grad_(),
     )
-    torch.testing.assert_close(out.loss.double(), fused(exact).loss, rtol=2e-2, atol=2e-2)
-    for got, want in zip(
-        gradients(out.loss, low), gradients(fused(exact).loss, exact), strict=True
-    ):
+    whole = fused(exact, objective=objective).loss
+    torch.testing.assert_close(out.loss.double(), whole, rtol=2e-2, atol=2e-2)
+    for got, want in zip(gradients(out.loss, low), gradients(whole, exact), strict=True):
         assert got.dtype == torch.bfloat16
         torch.testing.assert_close(got.double(), want, rtol=0.1, atol=2e-2)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     n=st.integers(0, 6),
     v=st.integers(2, 12),
@@ -302,21 +383,23 @@ def test_bfloat16_weights_are_summed_in_fp32() -> None:
     chunk=st.integers(1, 7),
     temperature=st.sampled_from(GRID),
     seed=st.integers(0, 999),
+    objective=st.sampled_from(OBJECTIVES),
 )
 def test_any_shape_agrees_with_the_reference(
-    *, n: int, v: int, k: int, padding: int, chunk: int, temperature: float, seed: int
+    *,
+    n: int,
+    v: int,
+    k: int,
+    padding: int,
+    chunk: int,
+    temperature: float,
+    seed: int,
+    objective: Objective,
 ) -> None:
     c = case(temperature, n=n, v=v, k=k, seed=seed)
     wide = torch.cat([c.weight.detach(), torch.ones(padding, D, dtype=torch.float64)])
     c = c._replace(weight=wide.requires_grad_())
-    out = fused(c, denominator=n, vocabulary=v, chunk=chunk)
-    dense = dense_loss(
-        c.hidden @ c.weight.t(),
-        labels=c.labels,
-        alpha=c.alpha,
-        teacher=c.teacher,
-        denominator=n,
-        vocabulary=v,
-    )
-    torch.testing.assert_close(out.loss, dense)
-    close(gradients(out.loss, c), gradients(dense, c), 1e-9)
+    out = fused(c, n, objective, vocabulary=v, chunk=chunk)
+    expected = dense(c, n, objective, vocabulary=v)
+    torch.testing.assert_close(out.loss, expected)
+    close(gradients(out.loss, c), gradients(expected, c), 1e-9)
