@@ -1,22 +1,22 @@
-"""Jobs of every project under /api/v1/jobs."""
+"""Jobs of every project and the workers that take them, under /api/v1."""
 
 from typing import Annotated
 
 from fastapi import APIRouter, Query
 
 from app.dashboard import queries, service
-from app.dashboard.schemas import CancelRequest, JobOut
+from app.dashboard.schemas import CancelRequest, JobOut, WorkerOut
 from app.jobs import queries as jobs
 from app.projects import service as projects
 from app.security.permissions import Permission
 from app.specs.jobs import JobState
 from app.web.deps import CurrentUser, SessionDep, SettingsDep, require
 
-router = APIRouter(prefix="/api/v1/jobs", tags=["jobs"])
+router = APIRouter(prefix="/api/v1", tags=["jobs"])
 Limit = Annotated[int, Query(ge=1, le=500)]
 
 
-@router.get("", dependencies=[require(Permission.READ)])
+@router.get("/jobs", dependencies=[require(Permission.READ)])
 def list_jobs(
     session: SessionDep,
     state: JobState | None = None,
@@ -29,12 +29,12 @@ def list_jobs(
     return queries.shown(session, lines)
 
 
-@router.get("/{job_id}", dependencies=[require(Permission.READ)])
+@router.get("/jobs/{job_id}", dependencies=[require(Permission.READ)])
 def show_job(job_id: int, session: SessionDep) -> JobOut:
     return queries.shown(session, [service.line(session, job_id)])[0]
 
 
-@router.post("/{job_id}/cancel", status_code=202, dependencies=[require(Permission.WRITE)])
+@router.post("/jobs/{job_id}/cancel", status_code=202, dependencies=[require(Permission.WRITE)])
 def cancel_job(
     job_id: int, session: SessionDep, settings: SettingsDep, data: CancelRequest | None = None
 ) -> JobOut:
@@ -44,8 +44,14 @@ def cancel_job(
     return queries.shown(session, [service.line(session, job.id)])[0]
 
 
-@router.post("/{job_id}/retry", status_code=201, dependencies=[require(Permission.WRITE)])
+@router.post("/jobs/{job_id}/retry", status_code=201, dependencies=[require(Permission.WRITE)])
 def retry_job(job_id: int, session: SessionDep, user: CurrentUser) -> JobOut:
     """Make a new job of a failed or cancelled one; the answer is the new job."""
     job = service.retry(session, job_id, owner=user.name)
     return queries.shown(session, [service.line(session, job.id)])[0]
+
+
+@router.get("/workers", dependencies=[require(Permission.READ)])
+def list_workers(session: SessionDep) -> list[WorkerOut]:
+    """Return the workers heard within the last hour, as the queue shows them."""
+    return [WorkerOut.model_validate(line) for line in jobs.workers(session)]

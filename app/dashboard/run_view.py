@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from app.checkpoints.models import Checkpoint
 from app.dashboard import knobs
+from app.dashboard.schemas import AttemptOut, RunDetail, SnapshotOut
 from app.datasets.models import Dataset, DatasetVersion
 from app.evaluations import queries as evaluations
 from app.evaluations.models import Evaluation
@@ -24,6 +25,7 @@ from app.projects.models import Project
 from app.runs import queries
 from app.runs.models import Run
 from app.runs.queries import RunPhase, RunView
+from app.runs.schemas import Phase, RunOut
 from app.specs.jobs import JobState
 from app.specs.training import RunSpec
 
@@ -61,6 +63,7 @@ STATS = (
 class Attempt:
     """One claim of one of the run's jobs, and why it ended."""
 
+    role: Phase
     phase: str
     row: JobAttempt
     state: str
@@ -207,10 +210,10 @@ def attempts_of(session: Session, view: RunView) -> list[Attempt]:
     """Return every attempt of every job of the run, the newest first."""
     roles = {job.id: phase.role for phase in view.phases for job in phase.jobs}
     rows = queries.attempts_of(session, list(roles))
-    return [_attempt(row, PHASE_NAMES[roles[row.job_id]]) for row in rows]
+    return [_attempt(row, roles[row.job_id]) for row in rows]
 
 
-def _attempt(row: JobAttempt, phase: str) -> Attempt:
+def _attempt(row: JobAttempt, role: Phase) -> Attempt:
     looks = {
         "succeeded": ("succeeded", "succeeded"),
         "failed": ("failed", "failed"),
@@ -219,7 +222,7 @@ def _attempt(row: JobAttempt, phase: str) -> Attempt:
         "released": ("queued", "given back"),
     }
     state, words = looks.get(row.outcome or "", ("running", "working"))
-    return Attempt(phase, row, state, words, _why(row))
+    return Attempt(role, PHASE_NAMES[role], row, state, words, _why(row))
 
 
 def _why(row: JobAttempt) -> str:
@@ -253,6 +256,20 @@ def snapshots_of(session: Session, view: RunView) -> Sequence[JobSnapshot]:
 
 def lines_of(session: Session, view: RunView) -> dict[int, JobLine]:
     return jobs.of_ids(session, [phase.job.id for phase in view.phases])
+
+
+def detail_of(session: Session, view: RunView, out: RunOut) -> RunDetail:
+    """Return a run for the API with its attempts and snapshots, as its page shows them."""
+    seen = last_event_id(session, *queries.streams_of(view))
+    attempts = [_attempt_out(attempt) for attempt in attempts_of(session, view)]
+    snapshots = [SnapshotOut.model_validate(row) for row in snapshots_of(session, view)]
+    return RunDetail(**dict(out), attempts=attempts, snapshots=snapshots, last_event_id=seen)
+
+
+def _attempt_out(attempt: Attempt) -> AttemptOut:
+    row = attempt.row
+    fields = {name: getattr(row, name) for name in AttemptOut.model_fields if hasattr(row, name)}
+    return AttemptOut(**fields, phase=attempt.role, why=attempt.why)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,9 +2,12 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Query
+from fastapi import APIRouter, Header, Query, Request
 from sqlalchemy.orm import Session
+from sse_starlette import EventSourceResponse
 
+from app.dashboard import run_view
+from app.dashboard.schemas import RunDetail
 from app.evaluations import service as evaluations
 from app.projects.api import ProjectDep
 from app.projects.models import Project
@@ -12,7 +15,9 @@ from app.runs import queries, service
 from app.runs.queries import RunView
 from app.runs.schemas import CancelRequest, EstimateOut, RunLog, RunOut, RunRequest
 from app.security.permissions import Permission
-from app.web.deps import CurrentUser, SessionDep, SettingsDep, require
+from app.specs.jobs import JobState
+from app.web.deps import CurrentUser, SessionDep, SettingsDep, require, still_signed_in
+from app.web.sse import event_stream
 
 router = APIRouter(prefix="/api/v1/projects/{project}/runs", tags=["runs"])
 READ, WRITE = [require(Permission.READ)], [require(Permission.WRITE)]
@@ -33,7 +38,7 @@ def list_runs(
     project: ProjectDep,
     session: SessionDep,
     group: str | None = None,
-    state: str | None = None,
+    state: JobState | None = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> list[RunOut]:
     found = queries.listed(session, project.id, group=group, state=state, limit=limit)
@@ -65,8 +70,20 @@ def estimate_run(
 
 
 @router.get("/{number}", dependencies=READ)
-def show_run(project: ProjectDep, number: int, session: SessionDep) -> RunOut:
-    return _one(session, project, number)
+def show_run(project: ProjectDep, number: int, session: SessionDep) -> RunDetail:
+    """Return a run with its attempts and the newest snapshots; the list leaves them out."""
+    view = service.get(session, project, number)
+    return run_view.detail_of(session, view, _shown(session, [view])[0])
+
+
+@router.get("/{number}/events", dependencies=READ, response_class=EventSourceResponse)
+def run_events(
+    request: Request, project: ProjectDep, number: int, session: SessionDep, after: int = 0
+) -> EventSourceResponse:
+    """Follow a run live: its events after an id (0: from the start) as server-sent events."""
+    streams = queries.streams_of(service.get(session, project, number))
+    allowed = still_signed_in(request)
+    return event_stream(request, *streams, after=after, still_allowed=allowed)
 
 
 @router.post("/{number}/cancel", status_code=202, dependencies=WRITE)

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.checkpoints.schemas import CheckpointAdd, RegisterForm
 from app.projects.schemas import ProjectCreate
+from app.runs.schemas import RunOut
 from app.specs.jobs import CancelMode
 
 
@@ -63,3 +64,65 @@ class JobOut(BaseModel):
     ended_at: datetime | None
     waited_seconds: float
     ran_seconds: float | None
+
+
+class AttemptOut(BaseModel):
+    """One claim of one of a run's jobs by a worker, and how it ended."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    job_id: int
+    phase: str
+    """precompute · train · evaluate."""
+    n: int
+    fence: int
+    worker: str
+    outcome: str | None
+    """succeeded · failed · cancelled · lost · released; None while it works."""
+    exit_code: int | None
+    signal: int | None
+    oom: bool
+    why: str
+    """The same in words; empty where nothing is to be said."""
+    started_at: datetime
+    ended_at: datetime | None
+    resumed_from_step: int | None
+    last_step: int | None
+
+
+class SnapshotOut(BaseModel):
+    """A training state on disk; `value` is the validation loss at its step."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    step: int
+    value: float | None
+    best: bool
+    created_at: datetime
+
+
+class RunDetail(RunOut):
+    """One run with what its page shows below the phases, the newest first."""
+
+    attempts: list[AttemptOut]
+    snapshots: list[SnapshotOut]
+    """The newest of the training; none are left once the run has ended."""
+    last_event_id: int
+    """Where `events?after=` goes on from what is read here."""
+
+
+class WorkerOut(BaseModel):
+    """A worker heard within the last hour."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    name: str
+    queue: str
+    host: str
+    state: str
+    """busy · idle, or lost (gone with a job in hand) · gone."""
+    job_id: int | None
+    job_title: str | None
+    device: str | None
+    seen_at: datetime
+    age_seconds: float

@@ -71,6 +71,7 @@ def test_a_run_is_started_listed_shown_and_cancelled(
     assert run_json("runs", "show", 1, *AT)["jobs"][0]["state"] == "queued"
     assert run_json("runs", "cancel", 1, *AT)["state"] == "cancelled"
     assert "already ended" in run("runs", "cancel", 1, *AT, exit_code=1).stderr
+    assert "'succeeded'" in run("runs", "list", *AT, "--state", "done", exit_code=2).stderr
     assert "no run #9" in run("runs", "show", 9, *AT, exit_code=2).stderr
 
 

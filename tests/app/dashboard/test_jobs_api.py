@@ -1,6 +1,7 @@
 """Jobs over REST: what is shown, cancel, retry of each kind's subject, constant queries."""
 
 from collections.abc import Callable
+from datetime import timedelta
 
 import pytest
 from sqlalchemy import select
@@ -10,10 +11,11 @@ from starlette.testclient import TestClient
 from app.checkpoints import service as checkpoints
 from app.checkpoints.models import Checkpoint
 from app.checkpoints.schemas import CheckpointAdd
+from app.clock import now
 from app.datasets.models import Dataset, DatasetVersion
 from app.evaluations.models import Evaluation
 from app.jobs import lease
-from app.jobs.models import Job
+from app.jobs.models import Job, Worker
 from app.jobs.service import JobRequest, enqueue
 from app.projects import service as projects
 from app.projects.models import Project
@@ -76,6 +78,22 @@ def test_jobs_are_listed_filtered_and_shown(
     assert api_client.get(JOBS, params={"project": "none"}).status_code == 404
     assert api_client.get(JOBS, params={"state": "lost"}).status_code == 422
     assert api_client.get(f"{JOBS}/999").json()["message"] == "There is no job 999."
+
+
+def test_workers_are_listed_as_the_queue_has_them(
+    api_client: TestClient, parts: Services, project: Project
+) -> None:
+    with parts.sessions.begin() as session:
+        ask(session, project, JobKind.FREEZE, FreezeJob(dataset_version_id=1), "Freeze A")
+        held = lease.claim(session, Queue.CPU, worker="cpu-1", host="h", lease_seconds=30)
+        assert held is not None
+        old = now() - timedelta(seconds=90)
+        session.add(Worker(name="cpu-1", queue="cpu", host="h", job_id=held.job_id))
+        session.add(Worker(name="gpu-1", queue="gpu", host="h", device="H100", seen_at=old))
+    busy, gone = api_client.get("/api/v1/workers").json()
+    assert (busy["name"], busy["state"], busy["job_title"]) == ("cpu-1", "busy", "Freeze A")
+    assert (gone["name"], gone["state"], gone["device"]) == ("gpu-1", "gone", "H100")
+    assert gone["age_seconds"] >= 90
 
 
 def test_a_waiting_job_is_cancelled_at_once_and_its_secret_goes(

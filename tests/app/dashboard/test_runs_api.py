@@ -1,6 +1,6 @@
 """Runs under /api/v1: start by name, read, cancel, try again, estimate, refuse."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,10 +8,12 @@ import pytest
 from sqlalchemy import select
 from starlette.testclient import TestClient
 
+from app.clock import now
 from app.events.append import add_points, append
-from app.jobs.models import Job
+from app.events.follow import Follower
+from app.jobs.models import Job, JobAttempt, JobSnapshot
 from app.specs.jobs import JobKind, JobState
-from app.web.deps import Services
+from app.web.deps import Services, event_reader
 from tests.support import made_rows
 
 BASE = "/api/v1/projects/support-router/runs"
@@ -171,6 +173,88 @@ def test_runs_are_listed_by_group_and_state(world: World) -> None:
     assert [r["name"] for r in world.client.get(BASE, params={"group": "g1"}).json()] == ["a"]
     assert [r["name"] for r in world.client.get(BASE, params={"state": "queued"}).json()] == ["b"]
     assert len(world.client.get(BASE, params={"limit": 1}).json()) == 1
+    wrong = world.client.get(BASE, params={"state": "runing"})
+    assert wrong.status_code == 422
+    assert all(state in wrong.json()["fields"]["state"] for state in JobState)
+
+
+def test_one_run_is_shown_with_its_attempts_and_snapshots(world: World) -> None:
+    train = jobs_of(world.start())["train"]["job_id"]
+    world.set_state(jobs_of(world.get(1))["precompute"]["job_id"], JobState.SUCCEEDED)
+    world.set_state(train, JobState.RUNNING)
+    with world.parts.sessions.begin() as session:
+        ended = {"ended_at": now(), "outcome": "lost", "signal": 9, "last_step": 40}
+        session.add(JobAttempt(fence=7, job_id=train, n=1, worker="w1", host="h", **ended))
+        again = {"worker": "w2", "host": "h", "resumed_from_step": 40}
+        session.add(JobAttempt(fence=8, job_id=train, n=2, **again))
+        for step, value in ((20, 0.9), (40, 0.5)):
+            session.add(
+                JobSnapshot(
+                    job_id=train,
+                    fence=7,
+                    step=step,
+                    folder=f"s{step}",
+                    manifest_sha256="0" * 64,
+                    best=step == 40,
+                    value=value,
+                )
+            )
+    run = world.get(1)
+    second, first = run["attempts"]
+    assert (first["job_id"], first["phase"], first["n"], first["worker"]) == (
+        train,
+        "train",
+        1,
+        "w1",
+    )
+    assert (first["outcome"], first["signal"], first["last_step"]) == ("lost", 9, 40)
+    assert first["why"] == "ended by signal 9; last snapshot at step 40"
+    assert first["ended_at"] is not None
+    assert (second["outcome"], second["resumed_from_step"], second["ended_at"]) == (None, 40, None)
+    assert [(s["step"], s["value"], s["best"]) for s in run["snapshots"]] == [
+        (40, 0.5, True),
+        (20, 0.9, False),
+    ]
+    assert "attempts" not in world.client.get(BASE).json()[0]
+
+
+def test_a_run_is_followed_from_where_it_was_read(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = jobs_of(world.start())["train"]["job_id"]
+    with world.parts.sessions.begin() as session:
+        append(session, "run:1", "log", {"text": "before"}, job_id=train)
+    seen = world.get(1)["last_event_id"]
+    with world.parts.sessions.begin() as session:
+        append(session, "run:1", "log", {"text": "after"}, job_id=train)
+        append(session, "cache:1", "progress", {"done": 1, "total": 2}, job_id=None)
+
+    # A stream waits for ever: this reader gives what is there and ends.
+    async def follow(_self: object, streams: tuple[str, ...], start: int) -> Any:
+        for event in event_reader(world.parts.sessions)(streams, start):
+            yield event
+
+    monkeypatch.setattr(Follower, "follow", follow)
+    answer = world.client.get(f"{BASE}/1/events", params={"after": seen})
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    events = [line for line in answer.text.splitlines() if line.startswith(("event:", "data:"))]
+    assert [line for line in events if line.startswith("event:")] == [
+        "event: log",
+        "event: progress",
+    ]
+    assert f'data: {{"job":{train},"text":"after"}}' in events
+    assert "before" not in answer.text
+    assert world.client.get(f"{BASE}/9/events").status_code == 404
+
+
+def test_the_list_takes_the_same_queries_however_many_runs(
+    world: World, count_queries: Callable[[Callable[[], object]], int]
+) -> None:
+    world.start("a")
+    few = count_queries(lambda: world.client.get(BASE))
+    for name in "bcd":
+        world.start(name)
+    assert count_queries(lambda: world.client.get(BASE)) == few
 
 
 def test_log_and_series_are_those_of_the_runs_own_jobs(world: World) -> None:
