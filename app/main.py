@@ -29,6 +29,9 @@ from app.dashboard import (
     run_pages,
     runs_api,
 )
+from app.dashboard import (
+    projects_api as overview_api,
+)
 from app.datasets import api as datasets_api
 from app.datasets import routes as datasets_routes
 from app.evaluations import api as evaluations_api
@@ -56,6 +59,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     checkpoint_pages.router,
     queue_pages.router,
     dashboard_api.router,
+    overview_api.router,
     runs_api.router,
     compare_pages.router,
     evaluation_pages.router,

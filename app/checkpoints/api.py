@@ -1,5 +1,7 @@
 """Checkpoints of a project under /api/v1."""
 
+from collections.abc import Sequence
+
 from fastapi import APIRouter, Request
 
 from app.checkpoints import queries, service
@@ -18,15 +20,25 @@ from app.web.deps import CurrentUser, SessionDep, require, services
 router = APIRouter(prefix="/api/v1/projects/{project}/checkpoints", tags=["checkpoints"])
 
 
-def _shown(line: CheckpointLine) -> CheckpointOut:
-    out = CheckpointOut.model_validate(line.row)
-    found = {"role": line.role, "compression": line.compression, "tokenizer": line.verdict}
-    return out.model_copy(update=found)
+def shown(lines: Sequence[CheckpointLine]) -> list[CheckpointOut]:
+    """Return a project's checkpoints as the API gives them."""
+    cut = queries.cut_from(lines)
+    return [
+        CheckpointOut.model_validate(line.row).model_copy(
+            update={
+                "role": line.role,
+                "compression": line.compression,
+                "tokenizer": line.verdict,
+                "students": [student.row.id for student in cut.get(line.row.id, ())],
+            }
+        )
+        for line in lines
+    ]
 
 
 @router.get("", dependencies=[require(Permission.READ)])
 def list_checkpoints(project: ProjectDep, session: SessionDep) -> list[CheckpointOut]:
-    return [_shown(line) for line in queries.lines(session, project)]
+    return shown(queries.lines(session, project))
 
 
 @router.post("", status_code=202, dependencies=[require(Permission.WRITE)])
@@ -57,10 +69,3 @@ def estimate_student(
     """Return what a student of these sizes would be: arithmetic, nothing is made."""
     card, found = service.estimate_student(session, project, data)
     return StudentEstimate(card=card, compression=found)
-
-
-@router.get("/{checkpoint_id}", dependencies=[require(Permission.READ)])
-def show_checkpoint(project: ProjectDep, checkpoint_id: int, session: SessionDep) -> CheckpointOut:
-    row = service.get(session, project.id, checkpoint_id)
-    found = (line for line in queries.lines(session, project) if line.row.id == row.id)
-    return _shown(next(found))

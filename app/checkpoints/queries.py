@@ -114,6 +114,15 @@ class CheckpointLine:
         return "trained by a run"
 
 
+def cut_from(lines: Sequence[CheckpointLine]) -> dict[int, list[CheckpointLine]]:
+    """Return checkpoint id → the lines of those cut from it."""
+    found: dict[int, list[CheckpointLine]] = {}
+    for line in lines:
+        if (parent := line.row.origin.get("teacher_id")) is not None:
+            found.setdefault(parent, []).append(line)
+    return found
+
+
 def of_project(session: Session, project_id: int) -> Sequence[Checkpoint]:
     return session.scalars(
         select(Checkpoint).where(Checkpoint.project_id == project_id).order_by(Checkpoint.id)

@@ -1,5 +1,6 @@
 """What comes in and goes out about checkpoints."""
 
+from datetime import datetime
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -110,6 +111,9 @@ class CheckpointOut(BaseModel):
     card: dict[str, Any] | None
     error: str | None
     job_id: int | None
+    created_at: datetime
+    students: list[int] = Field(default_factory=list)
+    """Ids of the checkpoints cut from it."""
     role: Literal["", "teacher", "student"] = ""
     compression: Compression | None = None
     tokenizer: TokenizerVerdict | None = None

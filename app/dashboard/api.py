@@ -2,7 +2,8 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Request
+from sse_starlette import EventSourceResponse
 
 from app.dashboard import queries, service
 from app.dashboard.schemas import CancelRequest, JobOut, WorkerOut
@@ -10,7 +11,8 @@ from app.jobs import queries as jobs
 from app.projects import service as projects
 from app.security.permissions import Permission
 from app.specs.jobs import JobState
-from app.web.deps import CurrentUser, SessionDep, SettingsDep, require
+from app.web.deps import CurrentUser, SessionDep, SettingsDep, require, still_signed_in
+from app.web.sse import event_stream
 
 router = APIRouter(prefix="/api/v1", tags=["jobs"])
 Limit = Annotated[int, Query(ge=1, le=500)]
@@ -32,6 +34,19 @@ def list_jobs(
 @router.get("/jobs/{job_id}", dependencies=[require(Permission.READ)])
 def show_job(job_id: int, session: SessionDep) -> JobOut:
     return queries.shown(session, [service.line(session, job_id)])[0]
+
+
+@router.get(
+    "/jobs/{job_id}/events",
+    dependencies=[require(Permission.READ)],
+    response_class=EventSourceResponse,
+)
+def job_events(
+    request: Request, job_id: int, session: SessionDep, after: int = 0
+) -> EventSourceResponse:
+    """Follow the stream a job reports to (`stream`), which jobs of one subject share."""
+    stream = service.line(session, job_id).job.stream
+    return event_stream(request, stream, after=after, still_allowed=still_signed_in(request))
 
 
 @router.post("/jobs/{job_id}/cancel", status_code=202, dependencies=[require(Permission.WRITE)])

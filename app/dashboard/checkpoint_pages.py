@@ -137,7 +137,7 @@ def show(
     context = {
         "project": project,
         "item": next(line for line in lines if line.row.id == row.id),
-        "cut": [line for line in lines if line.row.origin.get("teacher_id") == row.id],
+        "cut": checkpoints.cut_from(lines).get(row.id, []),
         "uses": queries.uses_of(session, row.id),
         "log": [event.payload["text"] for event in log_lines(session, stream)],
         "last_event_id": last_event_id(session, stream),

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from sqlalchemy import DateTime, Select, func, or_, select
 from sqlalchemy.orm import Session, aliased
@@ -77,12 +78,24 @@ def project_page(session: Session, state: TableState) -> Page:
     listed = _listed(state.filters.get("search", "")).add_columns(state.sort.column)
     statement = keyset(listed, state, Project.id)
     found = page(session.execute(statement).all(), state, lambda row: (row[3], row[0].id))
-    facts = facts_of(session, [row[0] for row in found.rows])
-    rows = [
-        ProjectRow(f, next_step(f), row[1], row[2])
-        for f, row in zip(facts, found.rows, strict=True)
+    return Page(_rows(session, found.rows), found.next_url)
+
+
+def overview(
+    session: Session, *, search: str = "", only: int | None = None, limit: int = 100
+) -> list[ProjectRow]:
+    """Return projects (or one) as the list shows them, what was last worked on first."""
+    listed = _listed(search).order_by(ACTIVITY.desc(), Project.id.desc()).limit(limit)
+    if only is not None:
+        listed = listed.where(Project.id == only)
+    return _rows(session, session.execute(listed).all())
+
+
+def _rows(session: Session, found: Sequence[Any]) -> list[ProjectRow]:
+    facts = facts_of(session, [row[0] for row in found])
+    return [
+        ProjectRow(f, next_step(f), row[1], row[2]) for f, row in zip(facts, found, strict=True)
     ]
-    return Page(rows, found.next_url)
 
 
 def _listed(search: str) -> Select[Project, str, object]:
@@ -143,12 +156,17 @@ def project_home(session: Session, project: Project) -> ProjectHome:
     return ProjectHome(
         facts=facts,
         step=next_step(facts),
-        steps=tuple(pipeline(facts, _coverage(session, facts), _cache_bytes(session, project))),
+        steps=tuple(steps_of(session, facts)),
         owner=owner,
         comparison=comparison,
         runs=tuple(_recent(session, project, comparison)),
         jobs=tuple(queries.queue_rows(session, waiting)),
     )
+
+
+def steps_of(session: Session, facts: ProjectFacts) -> list[Step]:
+    """Return the six steps of a project from teacher to evaluation."""
+    return pipeline(facts, _coverage(session, facts), _cache_bytes(session, facts.project))
 
 
 def _recent(session: Session, project: Project, comparison: Comparison | None) -> Sequence[RunLine]:

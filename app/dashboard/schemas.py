@@ -5,8 +5,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.checkpoints.schemas import CheckpointAdd, RegisterForm
-from app.projects.schemas import ProjectCreate
+from app.checkpoints.schemas import CheckpointAdd, CheckpointOut, RegisterForm
+from app.evaluations.schemas import DifferenceOut
+from app.projects.schemas import ProjectCreate, ProjectOut
 from app.runs.schemas import RunOut
 from app.specs.jobs import CancelMode
 
@@ -126,3 +127,82 @@ class WorkerOut(BaseModel):
     device: str | None
     seen_at: datetime
     age_seconds: float
+
+
+class NextStepOut(BaseModel):
+    """The one thing to do now, as the project's home names it."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    part: str
+    """The step of the pipeline it belongs to."""
+    state: str
+    """A status word; `words` say it in full."""
+    words: str
+    title: str
+    text: str
+    label: str
+    href: str
+    """The page where it is done."""
+
+
+class StepOut(BaseModel):
+    """A step from teacher to evaluation; `progress` is a share, 0 to 1."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    key: str
+    name: str
+    status: str
+    title: str
+    text: str
+    progress: float | None
+
+
+class VerdictOut(BaseModel):
+    """The newest evaluated distilled run against the teacher, on the deciding metric."""
+
+    run: int
+    name: str
+    words: str
+    """Such as `within 2 points`; `not compared` where the teacher is not evaluated on that set."""
+    sentence: str
+    difference: DifferenceOut | None
+
+
+class OverviewOut(ProjectOut):
+    """A project as the list of projects shows it."""
+
+    owner: str | None
+    created_at: datetime
+    activity: datetime
+    """When something was last asked for, started or ended."""
+    runs: int
+    teacher: str | None
+    student: str | None
+    compute: float | None
+    """Compression: the teacher's compute per token over the student's."""
+    next: NextStepOut
+    verdict: VerdictOut | None
+
+
+class ProjectOverview(OverviewOut):
+    """One project with the steps of its home page."""
+
+    steps: list[StepOut]
+
+
+class RunUseOut(BaseModel):
+    """A run that a checkpoint has a part in: teacher · student · made it."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    number: int
+    name: str
+    part: str
+
+
+class CheckpointDetail(CheckpointOut):
+    """One checkpoint with the runs that use it, the newest first."""
+
+    runs: list[RunUseOut]

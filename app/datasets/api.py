@@ -15,8 +15,8 @@ from app.datasets import queries, service
 from app.datasets.models import Upload
 from app.datasets.schemas import (
     ConversationFilter,
+    ConversationListing,
     ConversationOut,
-    ConversationPage,
     GenerationRequest,
     ImportRequest,
     UploadOut,
@@ -205,10 +205,12 @@ def list_conversations(
     session: SessionDep,
     wanted: Annotated[ConversationFilter, Depends()],
     after: Annotated[int, Query(ge=-1)] = -1,
-) -> ConversationPage:
+) -> ConversationListing:
     version = service.get_version(session, project.id, version_id)
     path = service.conversations_path(version, services(request).settings)
-    return queries.conversation_page(path, wanted, after=after)
+    found = queries.conversation_page(path, wanted, after=after)
+    facets = queries.conversation_facets(path, wanted) if after < 0 else None
+    return ConversationListing(**dict(found), facets=facets)
 
 
 @router.get("/versions/{version_id}/conversations/{row}", dependencies=READ)

@@ -170,6 +170,12 @@ class ConversationPage(BaseModel):
     next_after: int | None
 
 
+class ConversationListing(ConversationPage):
+    """A page with the counts of all that match; those after the first page leave them out."""
+
+    facets: ConversationFacets | None
+
+
 class ConversationOut(BaseModel):
     row: int
     conversation: Conversation

@@ -3,6 +3,7 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request
+from fastapi.responses import FileResponse
 from starlette.responses import JSONResponse, Response
 
 from app.errors import InvalidInput
@@ -12,6 +13,7 @@ from app.evaluations.schemas import (
     Choice,
     ComparisonOut,
     EvaluationOut,
+    EvaluationState,
     ExampleFilter,
     ExamplesOut,
 )
@@ -76,7 +78,7 @@ def comparison(
 def list_evaluations(
     project: ProjectDep,
     session: SessionDep,
-    state: str | None = None,
+    state: EvaluationState | None = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> list[EvaluationOut]:
     """Return evaluations, newest first."""
@@ -87,6 +89,16 @@ def list_evaluations(
 def show_evaluation(project: ProjectDep, evaluation_id: int, session: SessionDep) -> EvaluationOut:
     found = service.get(session, project.id, evaluation_id)
     return queries.listed(session, project.id, ids=[found.id])[0]
+
+
+@router.get("/evaluations/{evaluation_id}/examples.parquet", dependencies=READ)
+def download_examples(
+    project: ProjectDep, evaluation_id: int, session: SessionDep, settings: SettingsDep
+) -> FileResponse:
+    """Download every example with its scores, as the evaluation wrote them."""
+    found = service.get(session, project.id, evaluation_id)
+    path = service.examples_path(found, settings)
+    return FileResponse(path, filename=f"{project.slug}-evaluation-{found.id}.parquet")
 
 
 @router.get("/evaluations/{evaluation_id}/examples", dependencies=READ)

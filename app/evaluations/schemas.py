@@ -26,6 +26,9 @@ class Choice(BaseModel):
         return not (self.runs or self.evaluations or self.group)
 
 
+EvaluationState = Literal["pending", "done", "failed"]
+
+
 class CellOut(BaseModel):
     """A value in the metric's stored unit (shares 0 to 1); null: not measured, or no interval."""
 

@@ -1,6 +1,7 @@
 """Checkpoint pages: list, card, job, errors with their mend, register and cut; escape; queries."""
 
 from collections.abc import Callable
+from datetime import datetime
 
 import pytest
 from starlette.testclient import TestClient
@@ -387,7 +388,7 @@ def test_the_api_says_what_the_pages_say(
     assert (big["role"], big["compression"]) == ("teacher", None)
     assert cut["compression"]["sentence"].startswith("5.0× less compute per token")
     assert cut["tokenizer"]["kind"] == "identical"
-    assert api_client.get(f"{address}/{cut['id']}").json() == cut
+    assert api_client.get(f"{address}/{cut['id']}").json() == {**cut, "runs": []}
     wanted = {"teacher_id": teacher.id, "prune": {"depth": 6}}
     found = api_client.post(f"{address}/students/estimate", json=wanted).json()
     assert found["card"]["parameters_total"] == cut["card"]["parameters_total"]
@@ -396,3 +397,22 @@ def test_the_api_says_what_the_pages_say(
     refused = api_client.post(f"{address}/students/estimate", json=wanted)
     assert refused.status_code == 422
     assert "outside 1…30" in refused.json()["fields"]["depth"]
+
+
+def test_the_api_names_the_runs_and_students_of_a_checkpoint(
+    api_client: TestClient, parts: Services, project: Project
+) -> None:
+    with parts.sessions.begin() as session:
+        teacher = seeds.checkpoint(session, project)
+        made = seeds.checkpoint(session, project, "small", card=small(depth=6))
+        made.origin = {"kind": "pruned", "teacher_id": teacher.id, "prune": {"depth": 6}}
+        run = seeds.run(session, project, 1, state=JobState.SUCCEEDED, name="kd")
+        run.teacher_id, run.student_id = teacher.id, made.id
+    address = f"/api/v1{LIST}"
+    found = api_client.get(f"{address}/{teacher.id}").json()
+    assert found["students"] == [made.id]
+    assert found["runs"] == [{"number": 1, "name": "kd", "part": "teacher"}]
+    assert datetime.fromisoformat(found["created_at"]) == teacher.created_at
+    assert api_client.get(f"{address}/{made.id}").json()["runs"][0]["part"] == "student"
+    assert [row["students"] for row in api_client.get(address).json()] == [[made.id], []]
+    assert api_client.get(f"{address}/999").status_code == 404

@@ -136,8 +136,11 @@ def test_examples_over_rest(kd: Evaluation, api_client: TestClient) -> None:
     assert api_client.get(f"{API}/999").status_code == 404
 
 
-def test_the_raw_file_is_a_download(kd: Evaluation, signed_in: TestClient, tmp_path: Path) -> None:
-    answer = signed_in.get(f"{LIST}/{kd.id}/examples.parquet")
+@pytest.mark.parametrize("place", [LIST, API])
+def test_the_raw_file_is_a_download(
+    kd: Evaluation, signed_in: TestClient, tmp_path: Path, place: str
+) -> None:
+    answer = signed_in.get(f"{place}/{kd.id}/examples.parquet")
     assert answer.status_code == 200
     path = tmp_path / "raw.parquet"
     path.write_bytes(answer.content)

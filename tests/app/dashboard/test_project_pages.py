@@ -1,6 +1,7 @@
 """Projects in the browser: list, new with its teacher, home in every state, edit; queries."""
 
 from collections.abc import Callable
+from datetime import datetime
 
 import pytest
 from sqlalchemy import select
@@ -407,3 +408,42 @@ def test_the_home_takes_the_same_queries_however_much_there_is(
 def test_a_cursor_that_is_no_time_is_refused(signed_in: TestClient, value: object) -> None:
     answer = signed_in.get("/projects", params={"after": encode_key(value, 1)})
     assert answer.status_code == 422
+
+
+def test_the_api_gives_what_the_list_and_the_home_show(
+    api_client: TestClient, parts: Services
+) -> None:
+    make(parts, "evaluated")
+    make(parts, name="Later")
+    later, found = api_client.get("/api/v1/overview").json()
+    assert (later["slug"], later["verdict"], later["teacher"]) == ("later", None, None)
+    assert later["next"]["part"] == "teacher"
+    assert later["next"]["href"].startswith("/projects/later/checkpoints")
+    assert (found["owner"], found["runs"]) == ("robot", 1)
+    assert (found["teacher"], found["student"]) == ("big", "small")
+    assert found["compute"] == pytest.approx(5.0, abs=0.1)
+    assert (found["verdict"]["run"], found["verdict"]["name"]) == (1, "kd")
+    assert found["verdict"]["words"] == f"{found['verdict']['difference']['verdict']} 2 points"
+    assert found["verdict"]["sentence"]
+    assert datetime.fromisoformat(found["activity"]) >= datetime.fromisoformat(found["created_at"])
+    one = api_client.get("/api/v1/projects/routing/overview").json()
+    steps = one.pop("steps")
+    assert one == found
+    keys = ["teacher", "data", "student", "cache", "runs", "evaluation"]
+    assert [step["key"] for step in steps] == keys
+    assert [step["status"] for step in steps[:3]] == ["succeeded"] * 3
+    search = api_client.get("/api/v1/overview", params={"search": "big"}).json()
+    assert [row["slug"] for row in search] == ["routing"]
+    assert api_client.get("/api/v1/projects/none/overview").status_code == 404
+
+
+def test_the_api_takes_the_same_queries_however_many_projects(
+    api_client: TestClient,
+    parts: Services,
+    count_queries: Callable[[Callable[[], object]], int],
+) -> None:
+    make(parts, "evaluated", name="First")
+    few = count_queries(lambda: api_client.get("/api/v1/overview"))
+    for number in range(3):
+        make(parts, "evaluated", name=f"More {number}")
+    assert count_queries(lambda: api_client.get("/api/v1/overview")) == few

@@ -374,6 +374,20 @@ def test_conversations_are_filtered_searched_paged_and_opened(
     assert alone.headers["location"].endswith("/conversations?split=train&open=7")
 
 
+def test_the_api_lists_conversations_with_their_counts(signed_in: TestClient, made: Made) -> None:
+    address = f"/api/v1/projects/routing/versions/{made.version()}/conversations"
+    first = signed_in.get(address).json()
+    facets = first["facets"]
+    assert (facets["total"], facets["matching"], len(first["lines"])) == (120, 120, 50)
+    assert sum(facets["split"].values()) == 120
+    assert facets["reference"] == {"false": 120}
+    assert facets["turns"] == {"1": 120}
+    found = signed_in.get(address, params={"search": "answer 77", "split": "test"}).json()["facets"]
+    assert found["matching"] == found["split"].get("test", 0)
+    assert (found["total"], sum(found["split"].values())) == (120, 1)
+    assert signed_in.get(address, params={"after": first["next_after"]}).json()["facets"] is None
+
+
 def test_the_conversation_list_takes_the_same_queries_however_long(
     signed_in: TestClient, made: Made
 ) -> None:

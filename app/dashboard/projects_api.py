@@ -1,0 +1,95 @@
+"""Projects and checkpoints under /api/v1 with what lower domains do not know of them."""
+
+from dataclasses import asdict
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+
+from app.checkpoints import api as checkpoints_api
+from app.checkpoints import queries as checkpoints
+from app.checkpoints import service
+from app.dashboard import home, queries
+from app.dashboard.facts import LastVerdict
+from app.dashboard.home import ProjectRow
+from app.dashboard.schemas import (
+    CheckpointDetail,
+    NextStepOut,
+    OverviewOut,
+    ProjectOverview,
+    RunUseOut,
+    StepOut,
+    VerdictOut,
+)
+from app.evaluations.schemas import DifferenceOut
+from app.projects import api as projects_api
+from app.projects.api import ProjectDep
+from app.security.permissions import Permission
+from app.web.deps import SessionDep, require
+
+router = APIRouter(prefix="/api/v1", tags=["projects"])
+READ = [require(Permission.READ)]
+Limit = Annotated[int, Query(ge=1, le=500)]
+
+
+@router.get("/overview", dependencies=READ)
+def list_overview(session: SessionDep, search: str = "", limit: Limit = 100) -> list[OverviewOut]:
+    """Return projects with state, verdict and owner; `search` as in the list of projects."""
+    return [_shown(row) for row in home.overview(session, search=search, limit=limit)]
+
+
+@router.get("/projects/{project}/overview", dependencies=READ)
+def show_overview(project: ProjectDep, session: SessionDep) -> ProjectOverview:
+    """Return where a project stands: its steps, the next action and the last verdict."""
+    (row,) = home.overview(session, only=project.id)
+    steps = [StepOut.model_validate(step) for step in home.steps_of(session, row.facts)]
+    return ProjectOverview(**dict(_shown(row)), steps=steps)
+
+
+@router.get("/projects/{project}/checkpoints/{checkpoint_id}", dependencies=READ)
+def show_checkpoint(
+    project: ProjectDep, checkpoint_id: int, session: SessionDep
+) -> CheckpointDetail:
+    row = service.get(session, project.id, checkpoint_id)
+    found = checkpoints_api.shown(checkpoints.lines(session, project))
+    runs = [RunUseOut.model_validate(use) for use in queries.uses_of(session, row.id)]
+    return CheckpointDetail(**dict(next(out for out in found if out.id == row.id)), runs=runs)
+
+
+def _shown(row: ProjectRow) -> OverviewOut:
+    facts, step = row.facts, row.step
+    project, student = facts.project, facts.student
+    found = student.compression if student is not None else None
+    address = f"/projects/{project.slug}"
+    return OverviewOut(
+        **dict(projects_api.shown(project)),
+        owner=row.owner,
+        created_at=project.created_at,
+        activity=row.activity,
+        runs=project.last_run_number,
+        teacher=facts.teacher.row.name if facts.teacher else None,
+        student=student.row.name if student else None,
+        compute=found.compute if found else None,
+        next=NextStepOut(
+            **{k: v for k, v in asdict(step).items() if k != "tail"},
+            href=f"{address}/{step.tail}" if step.tail else address,
+        ),
+        verdict=_verdict(facts.verdict, row.words) if facts.verdict else None,
+    )
+
+
+def _verdict(found: LastVerdict, words: str) -> VerdictOut:
+    difference = found.difference
+    if difference is None:
+        text = "The teacher is not evaluated on that set."
+        return VerdictOut(
+            run=found.run, name=found.name, words="not compared", sentence=text, difference=None
+        )
+    return VerdictOut(
+        run=found.run,
+        name=found.name,
+        words=words,
+        sentence=difference.sentence,
+        difference=DifferenceOut(
+            **{k: v for k, v in asdict(difference).items() if k != "sentence"}
+        ),
+    )
