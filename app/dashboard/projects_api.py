@@ -70,7 +70,7 @@ def _shown(row: ProjectRow) -> OverviewOut:
         student=student.row.name if student else None,
         compute=found.compute if found else None,
         next=NextStepOut(
-            **{k: v for k, v in asdict(step).items() if k != "tail"},
+            **asdict(step),
             href=f"{address}/{step.tail}" if step.tail else address,
         ),
         verdict=_verdict(facts.verdict, row.words) if facts.verdict else None,
