@@ -134,6 +134,13 @@ MUTANTS = (
         ("tests/workers/distill/test_batches.py",),
     ),
     Mutant(
+        "the best step of an earlier attempt forgotten",
+        "workers/distill/trainer.py",
+        "        self._adopt_best(candidates)\n",
+        "",
+        ("tests/workers/distill/test_trainer.py",),
+    ),
+    Mutant(
         "rows joined by place instead of entry",
         BATCHES,
         "self._lookup.rows([c.entry for c in conversations])",

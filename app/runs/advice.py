@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -354,6 +355,14 @@ def _cover(session: Session, subject: Subject, spec: RunSpec, mean: float) -> Ca
     if teacher is None or not spec.training.objective.needs_teacher:
         return None
     address = space_of(teacher, spec.capture).address
+    report = cache.report(session, address)
+    measured: dict[str, Any] = {}
+    if report is not None:
+        checked = report.faithfulness
+        measured = {
+            "captured_mass": report.captured_mass,
+            "faithfulness": checked.sentence if checked else None,
+        }
     known = cache.coverage(session, address, subject.version.id, spec.training.render)
     if known is not None:
         return CacheOut(
@@ -361,6 +370,7 @@ def _cover(session: Session, subject: Subject, spec: RunSpec, mean: float) -> Ca
             cached=known.cached,
             missing_tokens=known.missing_rows,
             basis="As the last capture of this version found it; it may hold more by now.",
+            **measured,
         )
     count = subject.split("train") + subject.split("validation")
     size = cache.size(session, address)
@@ -374,6 +384,7 @@ def _cover(session: Session, subject: Subject, spec: RunSpec, mean: float) -> Ca
         cached=0 if not size.rows else None,
         missing_tokens=round(count * max(mean - 1, 0)),
         basis=f"No capture of this version with this teacher yet: all of it is counted.{held}",
+        **measured,
     )
 
 

@@ -121,6 +121,10 @@ class CacheOut(BaseModel):
     missing_tokens: int
     basis: str
     """Where the numbers come from, in a sentence."""
+    captured_mass: dict[str, float] = Field(default_factory=dict)
+    """Temperature → mean share of the teacher's mass that rows keep one by one."""
+    faithfulness: str | None = None
+    """What re-scoring a sample live found, in a sentence."""
 
 
 class Seconds(BaseModel):

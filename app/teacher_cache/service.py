@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
@@ -77,6 +77,18 @@ def add_shard(session: Session, payload: dict[str, Any], *, fence: int, settings
         for entry in payload["entries"]
     ]
     session.execute(insert(CacheEntry).on_conflict_do_nothing(), rows)
+
+
+def forget(session: Session, address: str) -> None:
+    """Drop what a space holds and what was measured of it; the next capture starts anew.
+
+    The files stay: a training under way may still read them.
+    """
+    for table in (CacheEntry, CacheCoverage, CacheShard):
+        session.execute(delete(table).where(table.space == address))
+    session.execute(
+        update(CacheSpaceRow).where(CacheSpaceRow.address == address).values(report=None)
+    )
 
 
 def captured(session: Session, address: str, job: PrecomputeJob, found: CacheReport) -> None:

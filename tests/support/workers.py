@@ -52,10 +52,15 @@ def _supervisors(factory: Factory, settings: Settings) -> list[Supervisor]:
 
 def carry_out_all(factory: Factory, settings: Settings) -> None:
     """Carry out jobs as `up` does until none waits; every job must have succeeded."""
+    carry_out(factory, settings)
+    check_all_succeeded(factory)
+
+
+def carry_out(factory: Factory, settings: Settings) -> None:
+    """Carry out jobs as `up` does until none waits, however they end."""
     supervisors = _supervisors(factory, settings)
     while any(supervisor.run_next() for supervisor in supervisors):
         pass
-    check_all_succeeded(factory)
 
 
 def carry_out_here(factory: Factory, settings: Settings) -> None:

@@ -10,6 +10,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session, sessionmaker
 
 from app.checkpoints import service as checkpoints
+from app.checkpoints.models import Checkpoint
 from app.checkpoints.schemas import CheckpointAdd, StudentMake
 from app.datasets import service as datasets
 from app.datasets.models import DatasetVersion
@@ -19,17 +20,20 @@ from app.evaluations import service as evaluations
 from app.evaluations.comparing import compare_chosen
 from app.evaluations.schemas import Choice
 from app.events.queries import series
+from app.jobs.models import Job
 from app.projects import service as projects
 from app.projects.models import Project
 from app.projects.schemas import ProjectCreate
+from app.runs import service as runs
 from app.runs.models import Run, RunJob
 from app.settings import Settings
 from app.specs.checkpoint import FolderSource, PruneSpec
 from app.specs.evaluation import EvaluationSpec
 from app.specs.training import Objective, RenderSpec, RunSpec, Schedule, TrainingSpec
-from app.teacher_cache.models import CacheSpaceRow
+from app.storage.blobs import LocalBlobs
+from app.teacher_cache.models import CacheEntry, CacheSpaceRow
 from tests.support.traffic import REFERENCE_PATH, write_log
-from tests.support.workers import carry_out_all
+from tests.support.workers import carry_out, carry_out_all
 from tests.workers.distill.tiny import llama, tokenizer
 from workers.distill.checkpoints import save_checkpoint
 
@@ -119,6 +123,8 @@ def test_a_log_becomes_a_comparison(factory: Factory, settings: Settings, tmp_pa
                 evaluation=EvaluationSpec(max_new_tokens=8),
                 group="g1",
             )
+            if name == "distilled":
+                spec_of_distilled = run
             started = evaluations.start_run(session, project, run, owner=OWNER)
             assert started.role == name
     carry_out_all(factory, settings)
@@ -145,3 +151,33 @@ def test_a_log_becomes_a_comparison(factory: Factory, settings: Settings, tmp_pa
     assert [step for step, _ in curves["train/kd_loss"]] == [1, 2, 3, 4, 5, 6]
     assert space.report is not None
     assert space.report["faithfulness"]["passed"]
+    a_cache_that_is_not_what_the_teacher_says(factory, settings, spec_of_distilled)
+
+
+def a_cache_that_is_not_what_the_teacher_says(
+    factory: Factory, settings: Settings, spec: RunSpec
+) -> None:
+    """It trains nobody and is dropped, so that trying again captures anew."""
+    with transaction(factory) as session:
+        project = session.scalars(select(Project)).one()
+        blob = session.get_one(Checkpoint, spec.teacher_id).blob
+        folder = LocalBlobs(settings.blobs).path(str(blob))
+        saved = folder.with_name("saved")
+        folder.rename(saved)
+        save_checkpoint(llama(seed=7), tokenizer(), folder)
+        later = spec.model_copy(update={"name": "later", "group": "g2"})
+        run_id = evaluations.start_run(session, project, later, owner=OWNER).id
+    carry_out(factory, settings)
+    with transaction(factory) as session:
+        [failed] = session.scalars(select(Job).where(Job.error == "UnfaithfulCacheError")).all()
+        assert "not faithful" in str(failed.error_message)
+        assert session.scalars(select(CacheEntry)).all() == []
+        shutil.rmtree(folder)
+        saved.rename(folder)
+        view = runs.get(session, project, session.get_one(Run, run_id).number)
+        runs.retry(session, view, owner=OWNER)
+    carry_out(factory, settings)
+    with transaction(factory) as session:
+        view = runs.get(session, project, session.get_one(Run, run_id).number)
+        assert view.state == "succeeded"
+        assert len(session.scalars(select(CacheEntry)).all()) > 0

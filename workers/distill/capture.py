@@ -177,7 +177,7 @@ def check_faithfulness(
     stored_live, live_live = max(stored_live / tokens, 0.0), max(live_live / tokens, 0.0)
     limit = max(NOISE_MULTIPLE * live_live, QUANTISATION_NATS)
     passed = bool(stored_live <= limit)
-    verdict = "faithful" if passed else "not faithful: capture again with this checkpoint"
+    verdict = "faithful" if passed else "not faithful"
     return Faithfulness(
         tokens=tokens,
         stored_live=stored_live,

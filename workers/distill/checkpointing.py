@@ -1,6 +1,7 @@
 """Snapshots of a training: whole and verified, or not there; the last two and the best are kept."""
 
 import json
+import os
 import random
 import shutil
 from collections.abc import Mapping, Sequence
@@ -136,6 +137,16 @@ def load_snapshot(
     raise SnapshotError(
         "No sound snapshot to resume from. " + " ".join(reasons) + " Start the run again."
     )
+
+
+def link_snapshot(source: Path, target: Path) -> None:
+    """Make a snapshot appear at `target` too: hard links where the disk has them, else copies."""
+    with published(target) as temporary:
+        for name in (MODEL, OPTIMIZER, STATE, MANIFEST):
+            try:
+                os.link(source / name, temporary / name)
+            except OSError:
+                shutil.copy2(source / name, temporary / name)
 
 
 def prune_snapshots(root: Path, best_step: int | None) -> list[Path]:

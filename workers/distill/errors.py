@@ -37,6 +37,10 @@ class TemperatureError(DistillError):
     """A temperature outside the grid that the teacher cache was captured with."""
 
 
+class UnfaithfulCacheError(DistillError):
+    """Stored teacher rows are not what the live teacher says."""
+
+
 class MissingRowsError(DistillError):
     """The teacher cache holds no rows for conversations that need them."""
 

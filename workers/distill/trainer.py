@@ -19,14 +19,16 @@ from workers.distill.callbacks import Callbacks
 from workers.distill.checkpointing import (
     MODEL,
     SnapshotState,
+    link_snapshot,
     load_snapshot,
     prune_snapshots,
     save_snapshot,
     snapshot_folder,
     snapshot_folders,
+    verify_snapshot,
 )
 from workers.distill.checkpoints import load_weights, save_checkpoint
-from workers.distill.errors import NonFiniteLossError
+from workers.distill.errors import NonFiniteLossError, SnapshotError
 from workers.distill.heads import SplitHead, split_head
 from workers.distill.losses.choice import divergence_for
 from workers.distill.losses.fused import LossSums, fused_loss
@@ -230,7 +232,30 @@ class Trainer:
             callbacks=self.callbacks,
         )
         self.progress = _Progress(**state.progress)
+        self._adopt_best(candidates)
         return state.cursor
+
+    def _adopt_best(self, candidates: Sequence[Path]) -> None:
+        """Take the best snapshot so far along: another attempt may have written it elsewhere."""
+        step = self.progress.best_step
+        if step is None:
+            return
+        target = snapshot_folder(self.workdir / "snapshots", step)
+        found = [target, *(folder for folder in candidates if folder.name == target.name)]
+        for folder in found:
+            try:
+                verify_snapshot(folder)
+            except SnapshotError:
+                continue
+            if folder != target:
+                link_snapshot(folder, target)
+            return
+        self.callbacks.log(
+            f"The best snapshot so far, step {step}, is gone or damaged: the best of the steps "
+            "from here on will be kept.",
+            "warning",
+        )
+        self.progress.best_step = self.progress.best_value = None
 
 
 def train(  # noqa: PLR0913 - a core's entry: inputs, spec, where things go

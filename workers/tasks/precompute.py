@@ -13,11 +13,15 @@ from app.specs.teacher import CacheReport, CacheSpace
 from app.teacher_cache import service
 from workers.distill.capture import capture, check_faithfulness
 from workers.distill.checkpoints import compute_device, load_model
+from workers.distill.errors import UnfaithfulCacheError
 from workers.distill.rendering import Renderer
 from workers.distill.teachers import LocalTeacher
 from workers.distill.tokenizers import load_tokenizer
 from workers.job.task import BodyContext, Inputs, Task
 from workers.tasks.sets import checkpoint_folder, read_conversations, version_path
+
+UNFAITHFUL = "unfaithful_cache"
+DROPPED = "What the cache held of this teacher is dropped: try again, and it is captured anew."
 
 
 class PrecomputeInputs(Inputs):
@@ -72,13 +76,20 @@ class PrecomputeTask:
         if inputs.job.check_faithfulness and not calls.should_stop():
             calls.phase("check against the live teacher")
             found = check_faithfulness(rendered.rendered, teacher, inputs.job.profile, files)
+            calls.log(found.sentence, "info" if found.passed else "error")
+            if not found.passed:
+                calls.publish({"kind": UNFAITHFUL, "space": inputs.space.address})
+                raise UnfaithfulCacheError(f"{found.sentence} {DROPPED}")
             report = report.model_copy(update={"faithfulness": found})
         return {"address": inputs.space.address, "report": report.model_dump(mode="json")}
 
     def publish(
         self, session: Session, held: Claim, payload: dict[str, Any], settings: Settings
     ) -> None:
-        service.add_shard(session, payload, fence=held.fence, settings=settings)
+        if payload["kind"] == UNFAITHFUL:
+            service.forget(session, payload["space"])
+        else:
+            service.add_shard(session, payload, fence=held.fence, settings=settings)
 
     def apply(
         self, session: Session, held: Claim, result: dict[str, Any], settings: Settings

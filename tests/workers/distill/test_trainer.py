@@ -97,6 +97,34 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path) -> None:
     assert state_sha256(load_model(whole.folder)) == state_sha256(whole_model)
 
 
+WORSENING = {"learning_rate": 0.3, "warmup_steps": 0, "validate_every": 1}
+"""So high a rate that the first steps are the best."""
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_the_best_step_of_an_earlier_attempt_is_what_a_resumed_training_leaves(
+    tmp_path: Path, *, damaged: bool
+) -> None:
+    whole, _ = run(tmp_path / "whole", spec(**WORSENING))
+    assert whole.best_step is not None
+    assert whole.best_step < 4, "or this shows nothing"
+    first, recorder = Recorder(stop_after=5), Recorder()
+    run(tmp_path / "first", spec(**WORSENING), first)
+    left = tmp_path / "first" / "snapshots"
+    if damaged:
+        (snapshot_folder(left, whole.best_step) / MODEL).write_bytes(b"")
+    resumed, _ = run(tmp_path / "second", spec(**WORSENING), recorder, resume=left)
+    assert resumed.folder is not None
+    assert whole.folder is not None
+    made, expected = (state_sha256(load_model(r.folder)) for r in (resumed, whole))
+    if damaged:
+        assert (resumed.best_step, made == expected) == (6, False)
+        assert any("gone or damaged" in text for text in recorder.logs)
+    else:
+        assert (resumed.best_step, resumed.best_value) == (whole.best_step, whole.best_value)
+        assert made == expected
+
+
 def test_how_a_step_is_split_changes_nothing(tmp_path: Path) -> None:
     one, eight = Recorder(), Recorder()
     _, whole = run(tmp_path / "1", spec(steps=3), one)
