@@ -177,6 +177,17 @@ def test_a_waiting_page_becomes_the_report(world: World, signed_in: TestClient) 
     assert 'id="report" hx-get=' in part
     assert "<html" not in part
     assert "Not evaluated yet" in part
+    for job in world.jobs(run):
+        made_rows.bring_to(world.session, job.id, JobState.SUCCEEDED)
+        if job.kind == "train":
+            break
+    (job,) = (job for job in world.jobs(run) if job.id == found.job_id)
+    made_rows.bring_to(world.session, job.id, JobState.RUNNING)
+    job.progress = {"done": 3, "total": 10}
+    world.session.commit()
+    working = signed_in.get(address).text
+    assert "Its job is running. " in working
+    assert "3 of 10" in working
     world.finish(run, 90)
     world.session.commit()
     part = signed_in.get(address, params={"part": "report"}, headers=PARTIAL).text
