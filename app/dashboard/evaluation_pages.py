@@ -106,7 +106,7 @@ def _reported(session: Session, project: Project, found: Evaluation) -> dict[str
     }
 
 
-@router.get("/{evaluation_id}/examples.parquet", dependencies=READ)
+@router.get("/{evaluation_id}/examples.parquet", name="evaluations.download", dependencies=READ)
 def download(
     project: ProjectDep, evaluation_id: int, session: SessionDep, settings: SettingsDep
 ) -> Response:
