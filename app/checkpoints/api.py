@@ -9,13 +9,14 @@ from app.checkpoints.queries import CheckpointLine
 from app.checkpoints.schemas import (
     CheckpointAdd,
     CheckpointOut,
+    CheckpointRetry,
     StudentEstimate,
     StudentMake,
     StudentSizes,
 )
 from app.projects.api import ProjectDep
 from app.security.permissions import Permission
-from app.web.deps import CurrentUser, SessionDep, require, services
+from app.web.deps import CurrentUser, SessionDep, SettingsDep, require, services
 
 router = APIRouter(prefix="/api/v1/projects/{project}/checkpoints", tags=["checkpoints"])
 
@@ -69,3 +70,19 @@ def estimate_student(
     """Return what a student of these sizes would be: arithmetic, nothing is made."""
     card, found = service.estimate_student(session, project, data)
     return StudentEstimate(card=card, compression=found)
+
+
+@router.post("/{checkpoint_id}/retry", status_code=202, dependencies=[require(Permission.WRITE)])
+def retry_checkpoint(
+    project: ProjectDep,
+    checkpoint_id: int,
+    session: SessionDep,
+    settings: SettingsDep,
+    user: CurrentUser,
+    data: CheckpointRetry | None = None,
+) -> CheckpointOut:
+    """Start a checkpoint's failed or cancelled job again."""
+    row = service.get(session, project.id, checkpoint_id)
+    token = (data or CheckpointRetry()).token
+    service.retry(session, row, settings=settings, owner=user.name, token=token)
+    return CheckpointOut.model_validate(row)

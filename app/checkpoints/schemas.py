@@ -25,6 +25,12 @@ class CheckpointAdd(BaseModel):
     token: str | None = Field(default=None, max_length=500, repr=False)
 
 
+class CheckpointRetry(BaseModel):
+    """Try again; a hub token was destroyed with the first try and may be given anew."""
+
+    token: str | None = Field(default=None, max_length=500, repr=False)
+
+
 class StudentMake(BaseModel):
     """Cut a student out of a teacher."""
 

@@ -7,8 +7,11 @@ from sse_starlette import EventSourceResponse
 
 from app.dashboard import queries, service
 from app.dashboard.schemas import CancelRequest, JobOut, WorkerOut
+from app.events.queries import log_lines
 from app.jobs import queries as jobs
 from app.projects import service as projects
+from app.runs.queries import log_line
+from app.runs.schemas import RunLog
 from app.security.permissions import Permission
 from app.specs.jobs import JobState
 from app.web.deps import CurrentUser, SessionDep, SettingsDep, require, still_signed_in
@@ -16,6 +19,7 @@ from app.web.sse import event_stream
 
 router = APIRouter(prefix="/api/v1", tags=["jobs"])
 Limit = Annotated[int, Query(ge=1, le=500)]
+LogLimit = Annotated[int, Query(ge=1, le=10_000)]
 
 
 @router.get("/jobs", dependencies=[require(Permission.READ)])
@@ -47,6 +51,14 @@ def job_events(
     """Follow the stream a job reports to (`stream`), which jobs of one subject share."""
     stream = service.line(session, job_id).job.stream
     return event_stream(request, stream, after=after, still_allowed=still_signed_in(request))
+
+
+@router.get("/jobs/{job_id}/log", dependencies=[require(Permission.READ)])
+def job_log(job_id: int, session: SessionDep, limit: LogLimit = 1000) -> RunLog:
+    """Return the newest log lines of a job, oldest first."""
+    stream = service.line(session, job_id).job.stream
+    events = log_lines(session, stream, limit=limit)
+    return RunLog(lines=[log_line(event) for event in events if event.job_id == job_id])
 
 
 @router.post("/jobs/{job_id}/cancel", status_code=202, dependencies=[require(Permission.WRITE)])

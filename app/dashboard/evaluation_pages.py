@@ -5,24 +5,26 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import FileResponse
 from sqlalchemy.orm import Session
-from starlette.responses import Response
+from starlette.responses import RedirectResponse, Response
 
+from app.dashboard import service as dashboard
 from app.dashboard.evaluation_view import examples_of, report_of
+from app.errors import Conflict
 from app.evaluations import queries, service
 from app.evaluations.models import Evaluation
 from app.evaluations.schemas import ExampleFilter
-from app.jobs.models import Job
+from app.jobs import queries as jobs
 from app.metrics.registry import METRICS
 from app.projects.api import ProjectDep
 from app.projects.models import Project
 from app.runs.queries import number_of
 from app.security.permissions import Permission
-from app.web.deps import SessionDep, SettingsDep, require
+from app.web.deps import CurrentUser, SessionDep, SettingsDep, require
 from app.web.tables import SortColumn, TableState, keyset, page, read_state
 from app.web.templating import render
 
 router = APIRouter(prefix="/projects/{project}/evaluations", include_in_schema=False)
-READ = [require(Permission.READ)]
+READ, WRITE = [require(Permission.READ)], [require(Permission.WRITE)]
 KEYS = (("1", "losses"), ("2", "wins"), ("3", "ties"))
 COLUMNS = (
     SortColumn("id", Evaluation.id, "desc"),
@@ -78,20 +80,22 @@ def show(
     stored, path = service.has_examples(found, settings), request.url.path
     examples = examples_of(session, found, wanted, settings, path) if stored else None
     context = {**_reported(session, project, found), "examples": examples}
-    return render(request, "dashboard/evaluation.html", context, block="examples_block")
+    # A page that waits fetches its report; one with examples fetches those of another filter.
+    block = "report" if request.query_params.get("part") == "report" else "examples_block"
+    return render(request, "dashboard/evaluation.html", context, block=block)
 
 
 def _reported(session: Session, project: Project, found: Evaluation) -> dict[str, Any]:
     home, version = f"/projects/{project.slug}", found.dataset_version_id
-    names = queries.set_names(session, {version})
+    names, waits = queries.set_names(session, {version}), found.state != "done"
     return {
         "project": project,
         "home": home,
         "evaluation": found,
-        "report": report_of(session, project, found) if found.state == "done" else None,
+        "report": None if waits else report_of(session, project, found),
         "run_number": number_of(session, found.run_id),
         "set_name": names.get(version, "a removed version"),
-        "job": session.get(Job, found.job_id) if found.job_id else None,
+        "line": jobs.one(session, found.job_id) if waits and found.job_id else None,
         "crumbs": (
             (project.name, home),
             ("Evaluations", f"{home}/evaluations"),
@@ -102,10 +106,22 @@ def _reported(session: Session, project: Project, found: Evaluation) -> dict[str
     }
 
 
-@router.get("/{evaluation_id}/examples.parquet", dependencies=READ)
+@router.get("/{evaluation_id}/examples.parquet", name="evaluations.download", dependencies=READ)
 def download(
     project: ProjectDep, evaluation_id: int, session: SessionDep, settings: SettingsDep
 ) -> Response:
     found = service.get(session, project.id, evaluation_id)
     path = service.examples_path(found, settings)
     return FileResponse(path, filename=f"{project.slug}-evaluation-{found.id}.parquet")
+
+
+@router.post("/{evaluation_id}/retry", name="evaluations.retry", dependencies=WRITE)
+def retry(
+    project: ProjectDep, evaluation_id: int, session: SessionDep, user: CurrentUser
+) -> Response:
+    found = service.get(session, project.id, evaluation_id)
+    if found.job_id is None:
+        raise Conflict("The job of this evaluation was removed: start a run on its set.")
+    dashboard.retry(session, found.job_id, owner=user.name)
+    address = f"/projects/{project.slug}/evaluations/{found.id}"
+    return RedirectResponse(address, status_code=303)

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import or_, select
+from sqlalchemy import func, or_, select
 from sqlalchemy.orm import Session
 
 from app.checkpoints import queries as checkpoint_queries
@@ -15,7 +15,7 @@ from app.datasets import queries as datasets
 from app.jobs import queries as jobs
 from app.jobs.queries import JobLine, WorkerLine
 from app.projects.models import Project
-from app.runs.models import Run
+from app.runs.models import Run, RunJob
 from app.specs.checkpoint import CheckpointCard, Compression, compression
 from app.specs.jobs import ACTIVE_STATES, JobState
 from app.specs.pruning import PRUNABLE, Shape, pruned_card, shape_problems
@@ -189,16 +189,28 @@ def queue_view(session: Session, project: Project | None) -> QueueView:
 
 
 def queue_rows(session: Session, lines: Sequence[JobLine]) -> list[QueueRow]:
-    """Return jobs with their project and the address of what they work on: two queries."""
+    """Return jobs with their project and the address of what they work on: three queries."""
     names = project_names(session, [line.job.project_id for line in lines])
     streams = [_subject(line) for line in lines]
     wanted = {number for kind, number in streams if kind == "run"}
     found = session.execute(select(Run.id, Run.number).where(Run.id.in_(wanted)))
     numbers = {row.id: row.number for row in found}
+    shared = _newest_runs_of(session, [line.job.id for line in lines])
     return [
-        _queue_row(line, names.get(line.job.project_id or 0), subject, numbers)
+        _queue_row(line, names.get(line.job.project_id or 0), subject, numbers, shared)
         for line, subject in zip(lines, streams, strict=True)
     ]
+
+
+def _newest_runs_of(session: Session, job_ids: Sequence[int]) -> dict[int, int]:
+    """Return job id → number of the newest run that has a part in it: runs share a cache job."""
+    rows = session.execute(
+        select(RunJob.job_id, func.max(Run.number))
+        .join(Run, Run.id == RunJob.run_id)
+        .where(RunJob.job_id.in_(job_ids))
+        .group_by(RunJob.job_id)
+    )
+    return {job_id: number for job_id, number in rows}  # noqa: C416 - typed rows
 
 
 def _subject(line: JobLine) -> tuple[str, int]:
@@ -208,7 +220,11 @@ def _subject(line: JobLine) -> tuple[str, int]:
 
 
 def _queue_row(
-    line: JobLine, project: "ProjectName | None", subject: tuple[str, int], runs: dict[int, int]
+    line: JobLine,
+    project: "ProjectName | None",
+    subject: tuple[str, int],
+    runs: dict[int, int],
+    shared: dict[int, int],
 ) -> QueueRow:
     kind, number = subject
     run = runs.get(number) if kind == "run" else None
@@ -219,6 +235,8 @@ def _queue_row(
         "version": f"datasets/{number}",
         "upload": "datasets",
         "run": f"runs/{run}" if run else None,
+        "evaluation": f"evaluations/{number}",
+        "cache": f"runs/{shared[line.job.id]}" if line.job.id in shared else None,
     }
     tail = tails.get(kind)
     return QueueRow(line, project, f"/projects/{project.slug}/{tail}" if tail else None, run)

@@ -67,7 +67,7 @@ def _page(
     return render(request, "runs/show.html", context, block="live", status=status)
 
 
-@router.get("/{number}/events", dependencies=READ)
+@router.get("/{number}/events", name="runs.events", dependencies=READ)
 def events(
     request: Request, project: ProjectDep, number: int, session: SessionDep, after: int = 0
 ) -> EventSourceResponse:

@@ -112,6 +112,18 @@ def test_token_is_shown_once(signed_in: TestClient) -> None:
     assert "No API tokens" in signed_in.get(gone.headers["location"]).text
 
 
+def test_the_account_takes_the_same_queries_however_many_tokens(
+    signed_in: TestClient, count_queries: Callable[[Callable[[], object]], int]
+) -> None:
+    counts = []
+    for names in (["a"], [f"b{n}" for n in range(8)]):
+        for name in names:
+            signed_in.post("/account/tokens", data={"name": name, "days": "30"})
+        counts.append(count_queries(lambda: signed_in.get("/account")))
+    assert signed_in.get("/account").text.count("/revoke") == 9
+    assert counts[0] == counts[1]
+
+
 def test_change_password_page(signed_in: TestClient) -> None:
     wrong = {"current": "wrong", "password": PASSWORD, "again": PASSWORD}
     assert "not the current password" in signed_in.post("/account/password", data=wrong).text

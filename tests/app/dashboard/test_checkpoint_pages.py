@@ -416,3 +416,21 @@ def test_the_api_names_the_runs_and_students_of_a_checkpoint(
     assert api_client.get(f"{address}/{made.id}").json()["runs"][0]["part"] == "student"
     assert [row["students"] for row in api_client.get(address).json()] == [[made.id], []]
     assert api_client.get(f"{address}/999").status_code == 404
+
+
+def test_the_api_tries_a_checkpoint_again_with_a_new_token(
+    api_client: TestClient, parts: Services, project: Project
+) -> None:
+    row = register(parts, project)
+    address = f"/api/v1{LIST}/{row.id}/retry"
+    assert api_client.post(address).status_code == 409
+    with parts.sessions.begin() as session:
+        held = lease.claim(session, Queue.CPU, worker="w", host="h", lease_seconds=30)
+        assert held is not None
+        lease.fail(session, held, ErrorEvent(error="HubUnavailableError", message=OFFLINE))
+    answer = api_client.post(address, json={"token": "hf_canary"})
+    assert answer.status_code == 202
+    assert answer.json()["state"] == "registering"
+    assert answer.json()["job_id"] > held.job_id
+    assert "hf_canary" not in answer.text
+    assert service.token_file(parts.settings, row.id).read_text() == "hf_canary"

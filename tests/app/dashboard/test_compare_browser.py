@@ -1,12 +1,15 @@
 """Compare and evaluation pages in Chromium: keys, swaps, addresses, axe, 360 px."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, expect
 
+from app.specs.jobs import JobState
 from app.web.deps import Services
+from tests.support import made_rows
 from tests.support.browser import look
 from tests.support.made_evaluations import World
 
@@ -96,3 +99,40 @@ def test_examples_by_keys_and_filters(page: Page, report: int) -> None:
     page.get_by_role("button", name="Show").click()
     expect(examples).to_have_count(1)
     assert page.evaluate("window.ran") is None
+
+
+@pytest.fixture
+def world(parts: Services, tmp_path: Path) -> Iterator[World]:
+    """A run that waits, and the teacher's evaluation, which failed."""
+    with parts.sessions() as session:
+        world = World.make(session, parts.settings, tmp_path)
+        world.start("kd")
+        (teacher,) = (e for e in world.all_evaluations() if e.role == "teacher")
+        made_rows.bring_to(session, teacher.job_id or 0, JobState.RUNNING)
+        made_rows.bring_to(session, teacher.job_id or 0, JobState.FAILED, message="No memory.")
+        session.commit()
+        yield world
+
+
+def test_a_failed_report_is_tried_again_and_a_waiting_one_comes_by_itself(
+    page: Page, world: World
+) -> None:
+    (run,) = world.runs("kd")
+    (failed,) = (e for e in world.all_evaluations() if e.role == "teacher")
+    page.goto(f"{HOME}/evaluations/{failed.id}")
+    look(page)
+    page.get_by_role("button", name="Try again").click()
+    expect(page.locator("#report")).to_contain_text("Not evaluated yet")
+    page.goto(f"{HOME}/evaluations/{world.of_run(run).id}")
+    look(page)
+    page.evaluate("window.stays = 1")
+    world.session.expire_all()
+    world.anchors()
+    world.finish(run, 90)
+    world.session.commit()
+    examples = page.locator("article.ex")
+    expect(examples).to_have_count(20, timeout=15_000)
+    assert page.evaluate("window.stays") == 1
+    page.keyboard.press("1")
+    expect(page).to_have_url(re.compile("outcome=losses"))
+    expect(examples).to_have_count(5)

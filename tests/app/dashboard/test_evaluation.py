@@ -158,12 +158,67 @@ def test_pending_failed_and_lost_reports(world: World, signed_in: TestClient) ->
     ids = [world.of_run(run).id for run in (pending, failed)]
     waiting = signed_in.get(f"{LIST}/{ids[0]}")
     assert "Not evaluated yet" in waiting.text
+    assert f'hx-get="{LIST}/{ids[0]}?part=report" hx-trigger="every 3s"' in waiting.text
     assert "This evaluation failed" in signed_in.get(f"{LIST}/{ids[1]}").text
     assert signed_in.get(f"{LIST}/{ids[0]}/examples.parquet").status_code == 409
     answer = signed_in.get(f"{LIST}/{gone.id}")
     assert answer.status_code == 200
     assert "no longer stored" in answer.text
     assert signed_in.get(f"{LIST}/777").status_code == 404
+
+
+def test_a_waiting_page_becomes_the_report(world: World, signed_in: TestClient) -> None:
+    run = world.start("kd")
+    world.anchors()
+    found = world.of_run(run)
+    world.session.commit()
+    address = f"{LIST}/{found.id}"
+    part = signed_in.get(address, params={"part": "report"}, headers=PARTIAL).text
+    assert 'id="report" hx-get=' in part
+    assert "<html" not in part
+    assert "Not evaluated yet" in part
+    for job in world.jobs(run):
+        made_rows.bring_to(world.session, job.id, JobState.SUCCEEDED)
+        if job.kind == "train":
+            break
+    (job,) = (job for job in world.jobs(run) if job.id == found.job_id)
+    made_rows.bring_to(world.session, job.id, JobState.RUNNING)
+    job.progress = {"done": 3, "total": 10}
+    world.session.commit()
+    working = signed_in.get(address).text
+    assert "Its job is running. " in working
+    assert "3 of 10" in working
+    world.finish(run, 90)
+    world.session.commit()
+    part = signed_in.get(address, params={"part": "report"}, headers=PARTIAL).text
+    assert 'id="report">' in part
+    assert "every 3s" not in part
+    for words in ('id="metrics-t"', 'id="examples"', "90.0"):
+        assert words in part
+
+
+def test_a_failed_evaluation_of_no_run_is_tried_again_on_its_page(
+    world: World, signed_in: TestClient
+) -> None:
+    world.start("kd")
+    (teacher,) = (e for e in world.all_evaluations() if e.role == "teacher")
+    assert teacher.job_id is not None
+    for state in (JobState.RUNNING, JobState.FAILED):
+        made_rows.bring_to(world.session, teacher.job_id, state, message="No memory.")
+    world.session.commit()
+    address, retry = f"{LIST}/{teacher.id}", f"{LIST}/{teacher.id}/retry"
+    failed = signed_in.get(address).text
+    assert "No memory." in failed
+    assert f'action="{retry}"' in failed
+    answer = signed_in.post(retry)
+    assert (answer.status_code, answer.headers["location"]) == (303, address)
+    again = signed_in.get(address).text
+    assert "Not evaluated yet" in again
+    assert retry not in again
+    assert signed_in.post(f"{LIST}/999/retry").status_code == 404
+    world.session.refresh(teacher)
+    assert teacher.state == "pending"
+    assert signed_in.post(retry).status_code == 409
 
 
 def test_the_list_takes_the_same_queries_however_long(

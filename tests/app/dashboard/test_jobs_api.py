@@ -6,14 +6,17 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import select
 from sqlalchemy.orm import Session
+from starlette.responses import Response
 from starlette.testclient import TestClient
 
 from app.checkpoints import service as checkpoints
 from app.checkpoints.models import Checkpoint
 from app.checkpoints.schemas import CheckpointAdd
 from app.clock import now
+from app.dashboard import api
 from app.datasets.models import Dataset, DatasetVersion
 from app.evaluations.models import Evaluation
+from app.events.append import append
 from app.jobs import lease
 from app.jobs.models import Job, Worker
 from app.jobs.service import JobRequest, enqueue
@@ -78,6 +81,28 @@ def test_jobs_are_listed_filtered_and_shown(
     assert api_client.get(JOBS, params={"project": "none"}).status_code == 404
     assert api_client.get(JOBS, params={"state": "lost"}).status_code == 422
     assert api_client.get(f"{JOBS}/999").json()["message"] == "There is no job 999."
+
+
+def test_a_job_is_read_and_followed_alone(
+    api_client: TestClient, parts: Services, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with parts.sessions.begin() as session:
+        job = ask(session, project, JobKind.FREEZE, FreezeJob(dataset_version_id=1), "Freeze A")
+        append(session, job.stream, "log", {"level": "warning", "text": "slow"}, job_id=job.id)
+        append(session, job.stream, "log", {"text": "another job's"}, job_id=None)
+    lines = api_client.get(f"{JOBS}/{job.id}/log").json()["lines"]
+    assert [(line["level"], line["text"]) for line in lines] == [("warning", "slow")]
+    assert api_client.get(f"{JOBS}/999/log").status_code == 404
+    asked: list[tuple[str, int]] = []
+
+    def stream(_request: object, name: str, *, after: int, **_rest: object) -> Response:
+        asked.append((name, after))
+        return Response()
+
+    monkeypatch.setattr(api, "event_stream", stream)
+    assert api_client.get(f"{JOBS}/{job.id}/events", params={"after": 7}).status_code == 200
+    assert asked == [(job.stream, 7)]
+    assert api_client.get(f"{JOBS}/999/events").status_code == 404
 
 
 def test_workers_are_listed_as_the_queue_has_them(

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 
+from sqlalchemy import select
 from starlette.testclient import TestClient
 
 from app.jobs.models import Job
 from app.jobs.service import JobRequest, enqueue, request_cancel
+from app.runs.models import Run, RunJob
 from app.specs.jobs import FreezeJob, JobKind, JobState
 from app.web.deps import Services
 from tests.support import seeds
@@ -67,6 +69,29 @@ def test_jobs_of_every_state_show_reason_owner_project_and_address(
     assert "<html" not in only
     assert waiting.id
     assert signed_in.get("/queue?project=none").status_code == 404
+
+
+def test_jobs_that_belong_to_no_run_lead_to_what_waits_for_them(
+    signed_in: TestClient, parts: Services
+) -> None:
+    with parts.sessions.begin() as session:
+        project = seeds.project(session, "Routing")
+        for number in (1, 2):
+            seeds.run(session, project, number, state=JobState.QUEUED)
+        cache = seeds.job(
+            session, project, JobState.RUNNING, kind=JobKind.PRECOMPUTE, stream="cache:9"
+        )
+        alone = seeds.job(
+            session, project, JobState.QUEUED, kind=JobKind.PRECOMPUTE, stream="cache:10"
+        )
+        alone.title, cache.title = "For nobody", "For both"
+        for run in session.scalars(select(Run)):
+            session.add(RunJob(run_id=run.id, job_id=cache.id, role="precompute"))
+        seeds.job(session, project, JobState.QUEUED, kind=JobKind.EVALUATE, stream="evaluation:5")
+    page = signed_in.get("/queue").text
+    assert '<a class="strong" href="/projects/routing/runs/2">For both</a>' in page
+    assert 'href="/projects/routing/evaluations/5"' in page
+    assert "<b>For nobody</b>" in page
 
 
 def test_a_queue_that_no_worker_takes_is_named(signed_in: TestClient, parts: Services) -> None:

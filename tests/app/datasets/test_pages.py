@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 from sqlalchemy import event
@@ -122,6 +123,22 @@ def test_the_index_takes_the_same_queries_however_long(signed_in: TestClient, ma
         made.upload()
         made.version()
     assert queries_of(made, lambda: page(signed_in, "")) == few
+
+
+def test_the_import_page_takes_the_same_queries_however_many_uploads(
+    signed_in: TestClient, made: Made, count_queries: Callable[[Callable[[], object]], int]
+) -> None:
+    ids: list[int] = []
+    counts = []
+    for more in (1, 5):
+        ids += [made.upload(name=f"log-{more}-{number}.jsonl") for number in range(more)]
+        chosen = urlencode({"known_ids": ids, "upload_ids": ids}, doseq=True)
+        counts.append(
+            [count_queries(lambda a=a: page(signed_in, a)) for a in ("/new", f"/new?{chosen}")]
+        )
+    text = page(signed_in, "/new")
+    assert all(f"log-5-{number}.jsonl" in text for number in range(5))
+    assert counts[0] == counts[1]
 
 
 def queries_of(made: Made, act: Callable[[], object]) -> int:

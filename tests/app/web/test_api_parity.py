@@ -1,0 +1,130 @@
+"""Whatever a page gives or does, /api/v1 gives or does too: one table of every page route."""
+
+from collections import Counter
+
+from fastapi import APIRouter, FastAPI
+from starlette.responses import PlainTextResponse
+
+from app.security.permissions import Permission
+from app.web.deps import require
+from tests.app.web.test_permissions import api_routes
+
+API = "/api/v1"
+P = "/projects/{project}"
+
+
+class Why(str):
+    """The reason why a page route has no counterpart."""
+
+    __slots__ = ()
+
+
+SIGNING_IN = Why("sessions and passwords belong to browsers; programs hold a token")
+FORM = Why("an empty form: its fields are the schema of what it sends")
+PROBE = Why("tells whether the program is up, to whoever asks")
+FILL = Why("fills a form's fields from a preset; a program writes the fields it wants")
+QUESTION = Why("asks a person before something is stopped")
+
+TABLE: dict[str, Why | tuple[str, ...]] = {
+    "accounts.account": ("GET /me", "GET /tokens"),
+    "accounts.setup": SIGNING_IN,
+    "accounts.sign_in": SIGNING_IN,
+    "change_password": SIGNING_IN,
+    "checkpoints.cancel": ("POST /jobs/{job_id}/cancel",),
+    "checkpoints.estimate": (f"POST {P}/checkpoints/students/estimate",),
+    "checkpoints.events": ("GET /jobs/{job_id}/events",),
+    "checkpoints.index": (f"GET {P}/checkpoints",),
+    "checkpoints.new": FORM,
+    "checkpoints.prune": (f"POST {P}/checkpoints/students",),
+    "checkpoints.register": (f"POST {P}/checkpoints",),
+    "checkpoints.retry": (f"POST {P}/checkpoints/{{checkpoint_id}}/retry",),
+    "checkpoints.show": (f"GET {P}/checkpoints/{{checkpoint_id}}", "GET /jobs/{job_id}/log"),
+    "checkpoints.use_as": (f"PUT {P}",),
+    "create_token": ("POST /tokens",),
+    "datasets.cancel": ("POST /jobs/{job_id}/cancel",),
+    "datasets.conversation": (f"GET {P}/versions/{{version_id}}/conversations/{{row}}",),
+    "datasets.conversations": (f"GET {P}/versions/{{version_id}}/conversations",),
+    "datasets.drop_upload": (f"DELETE {P}/uploads/{{upload}}",),
+    "datasets.events": ("GET /jobs/{job_id}/events",),
+    "datasets.freeze": (f"POST {P}/versions/{{version_id}}/freeze",),
+    "datasets.import": (f"POST {P}/imports",),
+    "datasets.index": (f"GET {P}/uploads", f"GET {P}/versions"),
+    "datasets.retry": ("POST /jobs/{job_id}/retry",),
+    "datasets.show": (
+        f"GET {P}/versions/{{version_id}}",
+        f"GET {P}/versions/{{version_id}}/rejects",
+    ),
+    "datasets.upload": (f"POST {P}/uploads", f"PATCH {P}/uploads/{{upload}}", f"GET {P}/uploads"),
+    "datasets.upload_events": ("GET /jobs/{job_id}/events",),
+    "evaluations.download": (f"GET {P}/evaluations/{{evaluation_id}}/examples.parquet",),
+    "evaluations.index": (f"GET {P}/evaluations",),
+    "evaluations.retry": ("POST /jobs/{job_id}/retry",),
+    "evaluations.show": (
+        f"GET {P}/evaluations/{{evaluation_id}}",
+        f"GET {P}/evaluations/{{evaluation_id}}/examples",
+        f"GET {P}/comparison",
+    ),
+    "healthz": PROBE,
+    "home": Why("leads to the projects"),
+    "jobs.cancel": ("POST /jobs/{job_id}/cancel",),
+    "jobs.queue": ("GET /jobs", "GET /workers"),
+    "jobs.retry": ("POST /jobs/{job_id}/retry",),
+    "jobs.stop": QUESTION,
+    "projects.create": ("POST /projects", f"POST {P}/checkpoints"),
+    "projects.edit": (f"GET {P}",),
+    "projects.index": ("GET /overview",),
+    "projects.new": FORM,
+    "projects.save": (f"PUT {P}",),
+    "projects.show": (f"GET {P}/overview", f"GET {P}/comparison", f"GET {P}/runs", "GET /jobs"),
+    "readyz": PROBE,
+    "revoke_token": ("DELETE /tokens/{token_id}",),
+    "runs.cancel": (f"POST {P}/runs/{{number}}/cancel",),
+    "runs.compare": (f"GET {P}/comparison",),
+    "runs.estimate": (f"POST {P}/runs/estimate",),
+    "runs.events": (f"GET {P}/runs/{{number}}/events",),
+    "runs.fill": FILL,
+    "runs.index": (f"GET {P}/runs",),
+    "runs.log": (f"GET {P}/runs/{{number}}/log",),
+    "runs.new": FORM,
+    "runs.retry": (f"POST {P}/runs/{{number}}/retry",),
+    "runs.show": (f"GET {P}/runs/{{number}}", f"GET {P}/runs/{{number}}/series"),
+    "runs.start": (f"POST {P}/runs",),
+    "setup": SIGNING_IN,
+    "sign_in": SIGNING_IN,
+    "sign_out": SIGNING_IN,
+}
+
+
+def pages(app: FastAPI) -> list[str]:
+    """Return the names of the routes that people's browsers ask."""
+    return [route.name for route in api_routes(app) if not route.path.startswith(f"{API}/")]
+
+
+def test_every_page_route_has_its_api_route_or_a_reason(app: FastAPI) -> None:
+    found = Counter(pages(app))
+    assert [name for name, count in found.items() if count > 1] == []
+    assert set(found) - set(TABLE) == set(), "name its API route, or say why there is none"
+    assert set(TABLE) - set(found) == set(), "the page is gone"
+
+
+def test_every_api_route_named_here_is_there(app: FastAPI) -> None:
+    there = {
+        f"{method} {route.path.removeprefix(API)}"
+        for route in api_routes(app)
+        if route.path.startswith(f"{API}/")
+        for method in route.methods
+    }
+    named = {name for entry in TABLE.values() if not isinstance(entry, Why) for name in entry}
+    assert named - there == set()
+
+
+def test_a_new_page_is_noticed(app: FastAPI) -> None:
+    router = APIRouter()
+    router.add_api_route(
+        "/new-page",
+        lambda: PlainTextResponse("x"),
+        name="new.page",
+        dependencies=[require(Permission.READ)],
+    )
+    app.include_router(router)
+    assert set(pages(app)) - set(TABLE) == {"new.page"}
