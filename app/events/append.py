@@ -1,22 +1,63 @@
-"""Write events and metric points; readers are woken after the commit."""
+"""Write events and metric points; readers are woken after the commit.
+
+Viewers follow several streams by one cursor over ids, so an id must never become visible after a
+higher one. Events are therefore kept in the session and get their ids right before the commit,
+under a lock that ends with it: held for one insert, and after every row lock, so nothing that holds
+it waits for somebody else.
+"""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import delete, text
-from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.orm import Session
+from sqlalchemy import delete, event, func, insert, select, text
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.orm import Session, SessionTransaction
 
 from app.db.hooks import signal_after_commit
 from app.events.models import MetricPoint, RunEvent
+
+IDS_LOCK = 0x5711
+"""Key of the advisory lock under which events get their ids."""
+
+
+class Pending(NamedTuple):
+    row: dict[str, Any]
+    savepoint: SessionTransaction | None
 
 
 def append(
     session: Session, stream: str, kind: str, payload: dict[str, Any], *, job_id: int | None = None
 ) -> None:
-    """Add one event to a stream; its id, given by the database, is what viewers replay from."""
-    session.add(RunEvent(stream=stream, job_id=job_id, kind=kind, payload=payload))
+    """Add one event to a stream; its id, given at the commit, is what viewers replay from."""
+    if not session.in_transaction():
+        session.begin()  # so that a rollback takes the event along
+    row = {"stream": stream, "job_id": job_id, "kind": kind, "payload": payload}
+    session.info.setdefault("events", []).append(Pending(row, session.get_nested_transaction()))
     signal_after_commit(session, "wake", stream)
+
+
+@event.listens_for(Session, "before_commit")
+def write_pending(session: Session) -> None:
+    """Give the session's events their ids; a reader of the same session calls it too."""
+    if not session.info.get("events"):
+        return
+    session.flush()
+    rows = [pending.row for pending in session.info.pop("events")]
+    session.execute(select(func.pg_advisory_xact_lock(IDS_LOCK)))
+    session.execute(insert(RunEvent), rows)
+
+
+@event.listens_for(Session, "after_soft_rollback")
+def _forget(session: Session, undone: SessionTransaction) -> None:
+    kept = [p for p in session.info.pop("events", ()) if not _within(p.savepoint, undone)]
+    if undone.nested and kept:
+        session.info["events"] = kept
+
+
+def _within(savepoint: SessionTransaction | None, undone: SessionTransaction) -> bool:
+    while savepoint is not None and savepoint is not undone:
+        savepoint = savepoint.parent
+    return savepoint is undone
 
 
 def add_points(
@@ -35,7 +76,7 @@ def add_points(
     ]
     if not rows:
         return
-    statement = insert(MetricPoint)
+    statement = postgresql.insert(MetricPoint)
     session.execute(
         statement.on_conflict_do_update(
             index_elements=["job_id", "metric", "step"],

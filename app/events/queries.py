@@ -6,6 +6,7 @@ from sqlalchemy import func, or_, select
 from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.orm import Session
 
+from app.events.append import write_pending
 from app.events.models import MetricPoint, RunEvent
 
 PAGE = 500
@@ -15,6 +16,7 @@ def events_after(
     session: Session, streams: Sequence[str], after_id: int, *, limit: int = PAGE
 ) -> Sequence[RunEvent]:
     """Return the events of some streams with an id above `after_id`, oldest first."""
+    write_pending(session)
     return session.scalars(
         select(RunEvent)
         .where(RunEvent.stream.in_(streams), RunEvent.id > after_id)
@@ -25,12 +27,14 @@ def events_after(
 
 def last_event_id(session: Session, *streams: str) -> int:
     """Return where a page that renders the present state starts to follow."""
+    write_pending(session)
     found = session.scalar(select(func.max(RunEvent.id)).where(RunEvent.stream.in_(streams)))
     return found or 0
 
 
 def log_lines(session: Session, *streams: str, limit: int = 200) -> Sequence[RunEvent]:
     """Return the newest log events of some streams, oldest first."""
+    write_pending(session)
     rows = session.scalars(
         select(RunEvent)
         .where(RunEvent.stream.in_(streams), RunEvent.kind == "log")
