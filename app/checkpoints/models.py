@@ -20,7 +20,10 @@ class Checkpoint(HasId, HasCreated, Base):
     state: Mapped[str]
     """registering · ready · failed."""
     origin: Mapped[dict[str, Any]]
-    """{"kind": "folder" | "hub" | "pruned" | "run", …} with the source's ids or path."""
+    """{"kind": "folder" | "hub" | "pruned" | "run", …} with the source's ids or path.
+
+    One of a hub has also the `commit` that its revision was when it was fetched.
+    """
     blob: Mapped[str | None]
     """Folder key in the blob store, `checkpoints/<weights fingerprint>`."""
     card: Mapped[dict[str, Any] | None]

@@ -189,9 +189,18 @@ def retried(session: Session, again: Job) -> None:
     session.flush()
 
 
-def ready(session: Session, checkpoint_id: int, card: CheckpointCard, blob: str) -> Checkpoint:
-    """Write what the job found."""
+def ready(
+    session: Session,
+    checkpoint_id: int,
+    card: CheckpointCard,
+    blob: str,
+    *,
+    commit: str | None = None,
+) -> Checkpoint:
+    """Write what the job found; `commit` is what a hub's revision was when it was fetched."""
     row = require(session, checkpoint_id)
+    if commit is not None:
+        row.origin = {**row.origin, "commit": commit}
     row.state, row.error, row.blob = "ready", None, blob
     row.card = card.model_dump(mode="json")
     row.weights_fingerprint = card.weights_fingerprint

@@ -1,6 +1,7 @@
 """Reach the API of a home: over HTTP while it is served, else for reading in this process."""
 
 import logging
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ from fastapi import FastAPI
 
 from app.accounts import service as accounts
 from app.cli.options import settings_for
-from app.cli.output import reporting
+from app.cli.output import errors, reporting
 from app.client.rest import Api, Unreachable
 from app.db.migrate import upgrade
 from app.db.session import make_engine, make_session_factory, transaction
@@ -23,6 +24,9 @@ from app.main import create_app
 from app.settings import Settings
 
 PROBE_SECONDS = 3
+START_PATIENCE_SECONDS = 30.0
+"""`up` holds the home before Postgres, migrations and HTTP are there."""
+START_PAUSE_SECONDS = 0.2
 TIMEOUT_SECONDS = 60
 LOCK_PATIENCE_SECONDS = 10
 IN_PROCESS = "http://127.0.0.1"
@@ -62,6 +66,8 @@ def _over_http(settings: Settings, stack: ExitStack) -> Api | None:
     embedded = settings.url is None and settings.database_url is None
     if embedded and HomeLock.held_for(settings.home) != SERVED:
         return None
+    if embedded:
+        _await_start(settings)
     http = stack.enter_context(
         httpx.Client(
             base_url=address_of(settings),
@@ -69,11 +75,38 @@ def _over_http(settings: Settings, stack: ExitStack) -> Api | None:
             timeout=TIMEOUT_SECONDS,
         )
     )
+    return Api(http) if _answers(address_of(settings)) else None
+
+
+def _answers(address: str) -> bool:
     try:
-        http.get("/healthz", timeout=PROBE_SECONDS)
+        httpx.get(f"{address}/healthz", timeout=PROBE_SECONDS, trust_env=False)
     except httpx.TransportError:
-        return None
-    return Api(http)
+        return False
+    return True
+
+
+def _await_start(settings: Settings) -> None:
+    """Wait while a server that holds the home does not answer yet. Raises Unreachable.
+
+    Its address and the token are written while it starts, so both are read after this.
+    """
+    deadline = time.monotonic() + START_PATIENCE_SECONDS
+    told = False
+    while not _answers(address_of(settings)):
+        if HomeLock.held_for(settings.home) != SERVED:
+            return
+        if time.monotonic() >= deadline:
+            raise Unreachable(
+                f"{settings.home} is being served, but nothing answers at {address_of(settings)} "
+                f"after {START_PATIENCE_SECONDS:g} seconds. Look at what `stillhouse up` says, "
+                "then try again."
+            )
+        if not told:
+            words = f"{settings.home} is starting: waiting for it."
+            errors.print(words, markup=False, highlight=False, soft_wrap=True)
+            told = True
+        time.sleep(START_PAUSE_SECONDS)
 
 
 def token_of(settings: Settings) -> str:

@@ -8,7 +8,15 @@ import typer
 from app.cli import lookup
 from app.cli.connect import connected
 from app.cli.options import Home, Project, Wait
-from app.cli.output import CommandFailed, Json, WrongUse, console, print_json, print_table
+from app.cli.output import (
+    CommandFailed,
+    Json,
+    WrongUse,
+    console,
+    errors,
+    print_json,
+    print_table,
+)
 from app.cli.progress import follow_job, send_file
 from app.client.uploads import UploadDamaged
 from app.metrics.formatting import DASH, number
@@ -71,6 +79,8 @@ def import_files(  # noqa: PLR0913 - options of one command
         follow_job(api, version["job_id"], quiet=as_json)
         version = api.get(f"/projects/{slug}/versions/{version['id']}")
     funnel: dict[str, Any] = version["funnel"]
+    for words in version["warnings"]:
+        errors.print(words, style="yellow", markup=False, highlight=False, soft_wrap=True)
     if as_json:
         print_json({key: funnel[key] for key in FUNNEL})
         return

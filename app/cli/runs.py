@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Annotated, Any
+from uuid import uuid4
 
 import typer
 import yaml
@@ -44,7 +45,7 @@ def start(
     with connected(home) as api:
         body = read_spec(spec)
         slug = lookup.project_slug(api, project)
-        run = api.post(f"/projects/{slug}/runs", body)
+        run = api.post_once(f"/projects/{slug}/runs", body, key=uuid4().hex)
         if wait:
             run = follow_run(api, slug, run["number"], quiet=as_json)
     if as_json:

@@ -46,6 +46,21 @@ class Api:
         answer = self.send("POST", PREFIX + path, json=body)
         return answer.json() if answer.content else None
 
+    def post_once(self, path: str, body: Mapping[str, Any], *, key: str) -> Any:
+        """Return the JSON answer of a POST that the server does once for a key.
+
+        So it may be sent again, for `patience` seconds, where an answer was lost.
+        """
+        deadline = time.monotonic() + self.patience
+        headers = {"Idempotency-Key": key}
+        while True:
+            try:
+                return self.send("POST", PREFIX + path, json=body, headers=headers).json()
+            except Unreachable:
+                if time.monotonic() >= deadline:
+                    raise
+            time.sleep(RETRY_SECONDS)
+
     def put(self, path: str, body: Mapping[str, Any]) -> Any:
         return self.send("PUT", PREFIX + path, json=body).json()
 

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import binascii
+from collections.abc import Iterable
 from functools import partial
 from typing import Annotated
 
@@ -11,8 +12,9 @@ from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import FileResponse, Response
 from starlette.requests import ClientDisconnect
 
-from app.datasets import queries, service
-from app.datasets.models import Upload
+from app.datasets import advice, generations, queries, service
+from app.datasets.models import DatasetVersion, Upload
+from app.datasets.queries import VersionView
 from app.datasets.schemas import (
     ConversationFilter,
     ConversationListing,
@@ -24,6 +26,7 @@ from app.datasets.schemas import (
 )
 from app.errors import InvalidInput, NotFound
 from app.projects.api import ProjectDep
+from app.projects.models import Project
 from app.security.permissions import Permission
 from app.storage.uploads import Appender, offset
 from app.web.deps import CurrentUser, SessionDep, commit_now, require, services
@@ -157,25 +160,39 @@ def start_generation(
     project: ProjectDep, data: GenerationRequest, session: SessionDep, user: CurrentUser
 ) -> UploadOut:
     """Let a checkpoint answer prompts; the answer is the upload they become, with its job."""
-    made = service.start_generation(session, project, data, owner=user.name)
+    made = generations.start(session, project, data, owner=user.name)
     return UploadOut.model_validate(made)
+
+
+def _shown(
+    session: SessionDep, project: Project, versions: Iterable[DatasetVersion]
+) -> list[VersionOut]:
+    teacher = queries.teacher_of(session, project)
+    found = []
+    for version in versions:
+        funnel = VersionView(version, None).funnel
+        told = advice.warnings_of(funnel, teacher) if funnel is not None else []
+        out = VersionOut.model_validate(version)
+        found.append(out.model_copy(update={"warnings": told}))
+    return found
 
 
 @router.post("/imports", status_code=202, dependencies=WRITE)
 def start_import(
     project: ProjectDep, data: ImportRequest, session: SessionDep, user: CurrentUser
 ) -> VersionOut:
-    return VersionOut.model_validate(service.start_import(session, project, data, owner=user.name))
+    made = service.start_import(session, project, data, owner=user.name)
+    return _shown(session, project, [made])[0]
 
 
 @router.get("/versions", dependencies=READ)
 def list_versions(project: ProjectDep, session: SessionDep) -> list[VersionOut]:
-    return [VersionOut.model_validate(v) for v in queries.versions_of(session, project.id)]
+    return _shown(session, project, queries.versions_of(session, project.id))
 
 
 @router.get("/versions/{version_id}", dependencies=READ)
 def show_version(project: ProjectDep, version_id: int, session: SessionDep) -> VersionOut:
-    return VersionOut.model_validate(service.get_version(session, project.id, version_id))
+    return _shown(session, project, [service.get_version(session, project.id, version_id)])[0]
 
 
 @router.post("/versions/{version_id}/freeze", status_code=202, dependencies=WRITE)
@@ -184,7 +201,7 @@ def freeze_version(
 ) -> VersionOut:
     version = service.get_version(session, project.id, version_id)
     service.start_freeze(session, version, owner=user.name)
-    return VersionOut.model_validate(version)
+    return _shown(session, project, [version])[0]
 
 
 @router.get("/versions/{version_id}/rejects", dependencies=READ)

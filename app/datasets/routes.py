@@ -9,7 +9,7 @@ from urllib.parse import urlencode
 from fastapi import APIRouter, Depends, Query, Request
 from starlette.responses import RedirectResponse, Response
 
-from app.datasets import queries, service
+from app.datasets import advice, queries, service
 from app.datasets.models import DatasetVersion
 from app.datasets.queries import VersionView
 from app.datasets.schemas import NEW, ConversationFilter, ImportChoices, ImportForm, previewed
@@ -100,7 +100,7 @@ def _import_page(
         "choices": choices,
         "known": known,
         "teacher": teacher,
-        "others": service.other_models(choices.models, teacher),
+        "others": advice.other_models(choices.models, teacher),
         "link": lambda **changes: f"{here}?{urlencode({**values, **changes}, doseq=True)}",
         "last_event_id": last_event_id(session, service.uploads_stream(project.id)),
         "project": project,
@@ -210,7 +210,7 @@ def _shown(
         "funnel": funnel,
         "uploads": queries.uploads_by_id(session, project.id, row.import_spec["upload_ids"]),
         "teacher": teacher,
-        "others": service.other_models(funnel.models, teacher) if funnel else [],
+        "others": advice.other_models(funnel.models, teacher) if funnel else [],
         "off": service.why_not_frozen(view),
         "line": jobs.one(session, view.job.id) if view.job is not None and view.busy else None,
         "log": log_lines(session, stream, limit=50),

@@ -117,6 +117,8 @@ class VersionOut(BaseModel):
     frozen_at: datetime | None
     job_id: int | None
     error: str | None
+    warnings: list[str] = Field(default_factory=list)
+    """What is doubtful about its data, in sentences."""
 
 
 Turns = Literal["1", "2-3", "4-7", "8+"]

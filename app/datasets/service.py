@@ -1,19 +1,17 @@
 """Uploads, imports, frozen versions: what may happen to data, and in which order."""
 
 import secrets
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from app.checkpoints import service as checkpoints
-from app.checkpoints.models import Checkpoint
 from app.datasets import queries
 from app.datasets.models import Dataset, DatasetVersion, Upload
 from app.datasets.queries import VersionView
-from app.datasets.schemas import GenerationRequest, ImportChoices, ImportRequest
+from app.datasets.schemas import ImportChoices, ImportRequest
 from app.errors import Conflict, InvalidInput, NotFound, PayloadTooLarge
 from app.jobs.endings import when_unfinished
 from app.jobs.models import Job
@@ -22,7 +20,7 @@ from app.projects.models import Project
 from app.settings import Settings
 from app.specs.conversation import ImportFunnel, InspectReport
 from app.specs.fingerprint import file_sha256
-from app.specs.jobs import FreezeJob, GenerateJob, ImportJob, InspectJob, JobKind
+from app.specs.jobs import FreezeJob, ImportJob, InspectJob, JobKind
 from app.storage import uploads as files
 from app.storage.blobs import LocalBlobs
 
@@ -64,7 +62,7 @@ def start_upload(
     name = Path(filename.replace("\\", "/")).name.strip()[:MAX_NAME] or "upload"
     upload = Upload(
         project_id=project.id,
-        key=_new_key(),
+        key=new_key(),
         filename=name,
         size=size,
         state="uploading",
@@ -76,7 +74,8 @@ def start_upload(
     return upload
 
 
-def _new_key() -> str:
+def new_key() -> str:
+    """Return a name for a file that nobody can guess."""
     return secrets.token_urlsafe(24).replace("-", "_").strip("_") + "0"
 
 
@@ -361,80 +360,8 @@ def reject_lines(view: VersionView, settings: Settings, reason: str | None) -> d
     }
 
 
-def other_models(models: Iterable[str], teacher: Checkpoint | None) -> list[str]:
-    """Return the logged models that are not the project's teacher, by name; [] when none is set.
-
-    A log may know the teacher by its name here, or by that of its folder or repository.
-    """
-    if teacher is None:
-        return []
-    origin = teacher.origin
-    names = (teacher.name, origin.get("repo_id"), origin.get("path"))
-    known = {_plain(name) for name in names if name}
-    return [name for name in models if _plain(name) not in known]
-
-
-def _plain(name: str) -> str:
-    return name.rstrip("/").rsplit("/", 1)[-1].lower()
-
-
 def hash_upload(settings: Settings, key: str) -> str:
     return file_sha256(upload_path(settings, key))
-
-
-def start_generation(
-    session: Session, project: Project, data: GenerationRequest, *, owner: str
-) -> Upload:
-    """Ask for a checkpoint's answers; return the upload that they will fill."""
-    checkpoint = checkpoints.named(session, project.id, data.checkpoint)
-    checkpoints.require_ready(session, checkpoint.id)
-    found = queries.uploads_by_id(session, project.id, [data.prompts_upload_id])
-    if not found:
-        raise NotFound("The upload of prompts is not in this project. Send the file again.")
-    prompts = found[0]
-    if prompts.state == "uploading":
-        raise Conflict(f"“{prompts.filename}” is not stored yet. Wait for the end of the upload.")
-    name = f"{Path(prompts.filename).name.split('.')[0]}-answers.jsonl"
-    upload = Upload(
-        project_id=project.id,
-        key=_new_key(),
-        filename=name[-MAX_NAME:],
-        state="uploading",
-        origin="generated",
-    )
-    session.add(upload)
-    session.flush()
-    spec = GenerateJob(
-        checkpoint_id=checkpoint.id,
-        output_upload_id=upload.id,
-        **data.model_dump(exclude={"checkpoint"}),
-    )
-    request = JobRequest(
-        kind=JobKind.GENERATE,
-        spec=spec,
-        stream=f"upload:{upload.id}",
-        title=f"Answer {prompts.filename} with {checkpoint.name}",
-        project_id=project.id,
-        owner=owner,
-    )
-    upload.job_id = enqueue(session, request).id
-    session.flush()
-    return upload
-
-
-def fill_upload(session: Session, upload_id: int, made: Path, settings: Settings) -> None:
-    """Give a generated upload its content, and ask for a look at its first records."""
-    upload = session.get(Upload, upload_id)
-    if upload is None:
-        raise NotFound("The upload for the answers was removed.")
-    target = upload_path(settings, upload.key)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    made.replace(target)
-    target.chmod(0o600)
-    upload.size, upload.error = target.stat().st_size, None
-    upload.state = "uploading"  # also after a failed attempt that was started again
-    session.flush()
-    finish_upload(session, upload_id, sha256=hash_upload(settings, upload.key), owner="generated")
 
 
 def retried(session: Session, again: Job) -> None:

@@ -59,7 +59,7 @@ class _FillsCheckpoint(NoParts):
         blob = f"checkpoints/{name}"
         LocalBlobs(settings.blobs).put_folder(Path(result["folder"]), blob)
         checkpoint_id = held.spec["checkpoint_id"]
-        service.ready(session, checkpoint_id, card, blob)
+        service.ready(session, checkpoint_id, card, blob, commit=result.get("commit"))
         service.drop_token(settings, checkpoint_id)
 
 
@@ -76,25 +76,30 @@ class RegisterTask(_FillsCheckpoint):
     def run(self, inputs: RegisterInputs, context: BodyContext) -> dict[str, Any]:
         source = inputs.job.source
         fetched: Path | None = None
+        commit: str | None = None
         if isinstance(source, FolderSource):
             folder = Path(source.path).expanduser()
         else:
             # Beside the attempt's folder: the next attempt goes on with what was fetched.
             folder = fetched = context.workdir.parent / f"hub-{inputs.job.checkpoint_id}"
-            self._download(source, Path(inputs.token_file), folder, context)
+            commit = self._download(source, Path(inputs.token_file), folder, context)
         context.callbacks.phase("copy")
         target = context.workdir / "checkpoint"
         card = import_folder(folder, target, context.callbacks)
         if fetched is not None:
             shutil.rmtree(fetched)
-        return {"folder": str(target.absolute()), "card": card.model_dump(mode="json")}
+        made = {"folder": str(target.absolute()), "card": card.model_dump(mode="json")}
+        return made if commit is None else made | {"commit": commit}
 
     @staticmethod
-    def _download(source: HubSource, secret: Path, target: Path, context: BodyContext) -> None:
-        """Fetch the repository. The token outlives a killed child, not the end of the job."""
+    def _download(source: HubSource, secret: Path, target: Path, context: BodyContext) -> str:
+        """Fetch the repository; return its commit.
+
+        The token outlives a killed child, not the end of the job.
+        """
         token = secret.read_text() if secret.is_file() else None
         try:
-            download_hub(source.repo_id, source.revision, token, target, context.callbacks)
+            return download_hub(source.repo_id, source.revision, token, target, context.callbacks)
         except Exception:
             secret.unlink(missing_ok=True)
             raise

@@ -8,6 +8,7 @@ import orjson
 from sqlalchemy.orm import Session
 
 from app.checkpoints import service as checkpoints
+from app.datasets import generations
 from app.datasets import service as datasets
 from app.datasets.models import Upload
 from app.errors import NotFound
@@ -82,7 +83,7 @@ class GenerateTask(NoParts):
         self, session: Session, held: Claim, result: dict[str, Any], settings: Settings
     ) -> None:
         upload_id = GenerateJob.model_validate(held.spec).output_upload_id
-        datasets.fill_upload(session, upload_id, Path(result["file"]), settings)
+        generations.fill(session, upload_id, Path(result["file"]), settings)
 
 
 def _line(request: dict[str, Any], answer: Generation, model: str) -> bytes:

@@ -145,6 +145,26 @@ def test_a_hub_token_is_in_no_row_and_gone_after_the_job(
     assert given == ["hf_canary"]
 
 
+def test_the_commit_of_a_download_is_kept(
+    session: Session,
+    project: Project,
+    settings: Settings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fetch(_repo: str, _revision: str, _token: None, target: Path, *_rest: object) -> str:
+        save_checkpoint(tiny.llama(layers=2), tiny.tokenizer(), target)
+        return "c0ffee"
+
+    monkeypatch.setattr(tasks, "download_hub", fetch)
+    data = CheckpointAdd(name="hub", source=HubSource(repo_id="a/b", revision="v1"))
+    row = service.register(session, project, data, settings=settings, owner="admin")
+    work(session, row, settings, tmp_path)
+    session.expire_all()
+    assert row.state == "ready"
+    assert row.origin == {"kind": "hub", "repo_id": "a/b", "revision": "v1", "commit": "c0ffee"}
+
+
 def test_a_checkpoint_of_another_project_is_not_here(
     session: Session, project: Project, settings: Settings, tmp_path: Path
 ) -> None:

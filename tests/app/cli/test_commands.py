@@ -38,6 +38,27 @@ def test_projects_are_made_and_listed(run: Run, run_json: RunJson) -> None:
     assert "Field F1" in shown
 
 
+def test_a_projects_teacher_student_and_what_decides_are_set(run: Run, run_json: RunJson) -> None:
+    run("projects", "create", "Tickets")
+    for name in ("big", "small"):
+        run("checkpoints", "add", name, f"org/{name}", "--project", "tickets")
+    made = run_json("projects", "set", "Tickets", "--teacher", "big", "--student", 2)
+    assert (made["teacher_id"], made["student_id"], made["tolerance"]) == (1, 2, 2.0)
+    words = run("projects", "set", "tickets", "--metric", "field_f1", "--tolerance", 3).stdout
+    assert "Teacher    big" in words
+    assert "Student    small" in words
+    assert "3 points" in words
+    found = run_json("projects", "show", "tickets")
+    assert (found["teacher_id"], found["deciding_metric"]) == (1, "field_f1")
+    assert run_json("projects", "list") == [found]
+    unit = run("projects", "set", "tickets", "--metric", "kl", exit_code=2)
+    assert "--tolerance" in unit.stderr
+    assert "--teacher" in run("projects", "set", "tickets", exit_code=2).stderr
+    gone = run("projects", "set", "tickets", "--teacher", "huge", exit_code=2)
+    assert "no checkpoint “huge”" in gone.stderr
+    assert run_json("projects", "show", "tickets") == found
+
+
 def test_wrong_use_is_a_sentence_and_exit_code_2(run: Run, project: str, tmp_path: Path) -> None:
     nothing = run("checkpoints", "list", "--project", "nothing", exit_code=2)
     assert "no project “nothing”" in nothing.stderr
@@ -80,7 +101,7 @@ def test_an_import_prints_a_funnel_that_adds_up(
     write_log(log, 4)
     with working_here(parts.sessions, parts.settings):
         funnel = run_json("import", log, "--project", project, "--dataset", "traffic")
-        shown = run("import", log, "--project", project, "--dataset", "traffic").stdout
+        told = run("import", log, "--project", project, "--dataset", "traffic")
         frozen = run_json("datasets", "freeze", "traffic@1", "--project", project, "--wait")
     assert funnel == {
         "format": "openai_chat",
@@ -94,6 +115,8 @@ def test_an_import_prints_a_funnel_that_adds_up(
         "conversations": 4,
         "targets": 4,
     }
+    shown = told.stdout
+    assert "No validation conversations" in told.stderr
     assert "1 quarantined, json truncated" in shown
     assert "traffic@2 is a draft" in shown
     assert (frozen["state"], frozen["number"], frozen["dataset_name"]) == ("frozen", 1, "traffic")

@@ -3,7 +3,9 @@
 import json
 import socket
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from typer.testing import CliRunner
@@ -54,6 +56,53 @@ def test_reading_needs_no_server(home: Path, monkeypatch: pytest.MonkeyPatch) ->
             other.accept()  # another home's server was not asked, nor given the token
     assert refused.exit_code == 3
     assert "is being read already" in refused.stderr
+
+
+def test_a_home_that_starts_is_waited_for(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`up` holds the lock first; its address and the token come while it starts."""
+    asked: list[str | None] = []
+
+    class Answers(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.headers["authorization"])
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"[]")
+
+        def log_message(self, *_words: object) -> None:
+            return
+
+    def started(_seconds: float) -> None:
+        """The pause of the one who waits: by its end the server is up."""
+        if not served:
+            served.append(ThreadingHTTPServer(("127.0.0.1", 0), Answers))
+            Thread(target=served[0].serve_forever, daemon=True).start()
+            (home / "token").write_text("made-late")
+            (home / "address").write_text(f"http://127.0.0.1:{served[0].server_port}")
+
+    served: list[ThreadingHTTPServer] = []
+    monkeypatch.setenv("STILLHOUSE_PORT", "9")
+    monkeypatch.setattr("app.cli.connect.time.sleep", started)
+    with HomeLock(home):
+        found = CliRunner().invoke(cli, ["projects", "list", "--json"])
+    served[0].shutdown()
+    served[0].server_close()
+    assert found.exit_code == 0, found.stderr
+    assert found.stdout == "[]\n"
+    assert "is starting: waiting for it." in found.stderr
+    assert asked[-1] == "Bearer made-late"
+
+
+@pytest.mark.parametrize("words", [["projects", "list"], ["projects", "create", "x"]])
+def test_a_start_that_does_not_end_is_a_sentence(
+    words: list[str], home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STILLHOUSE_PORT", "9")
+    monkeypatch.setattr(connect, "START_PATIENCE_SECONDS", 0)
+    with HomeLock(home):
+        refused = CliRunner().invoke(cli, words)
+    assert refused.exit_code == 3
+    assert "is being served, but nothing answers" in refused.stderr
 
 
 @pytest.mark.usefixtures("home")

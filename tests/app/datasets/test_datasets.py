@@ -7,7 +7,7 @@ from sqlalchemy import event, select
 from sqlalchemy.orm import Session
 
 from app.checkpoints.models import Checkpoint
-from app.datasets import queries, service
+from app.datasets import advice, queries, service
 from app.datasets.schemas import ConversationFilter, ImportRequest
 from app.errors import Conflict, NotFound, PayloadTooLarge
 from app.jobs import service as jobs
@@ -176,8 +176,30 @@ def test_the_version_list_takes_one_query(
 def test_logged_models_beside_the_teacher_are_named() -> None:
     teacher = Checkpoint(name="Big", origin={"kind": "hub", "repo_id": "org/big-70b"})
     logged = ["big", "ORG/Big", "host/big-70b", "other"]
-    assert service.other_models(logged, teacher) == ["other"]
-    assert service.other_models(logged, None) == []
+    assert advice.other_models(logged, teacher) == ["other"]
+    assert advice.other_models(logged, None) == []
+
+
+def test_warnings_are_sentences_with_counts() -> None:
+    teacher = Checkpoint(name="Big", origin={"kind": "folder", "path": "/m/Big"})
+    counts = {"records": 12, "calls": 12, "duplicates": 0, "folded": 0}
+    splits = {"train": 8, "validation": 2, "test": 2}
+    funnel = ImportFunnel(
+        format="openai_chat",
+        models={"big": 11, "other": 1},
+        splits=splits,
+        conversations=12,
+        targets=12,
+        **counts,
+    )
+    (told,) = advice.warnings_of(funnel, teacher)
+    assert "the log names “other” in 1 call; the project's teacher is “Big”" in told
+    assert advice.warnings_of(funnel, None) == []
+    small = funnel.model_copy(update={"splits": {"train": 12}, "models": {}})
+    assert [words.partition(":")[0] for words in advice.warnings_of(small, teacher)] == [
+        "No validation conversations",
+        "No test conversations",
+    ]
 
 
 def talk(split: Split, *said: str, reference: str | None = None) -> Conversation:
