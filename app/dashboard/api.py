@@ -15,7 +15,7 @@ from app.runs.schemas import RunLog
 from app.security.permissions import Permission
 from app.specs.jobs import JobState
 from app.web.deps import CurrentUser, SessionDep, SettingsDep, require, still_signed_in
-from app.web.sse import event_stream
+from app.web.sse import DESCRIBED, event_stream
 
 router = APIRouter(prefix="/api/v1", tags=["jobs"])
 Limit = Annotated[int, Query(ge=1, le=500)]
@@ -44,6 +44,7 @@ def show_job(job_id: int, session: SessionDep) -> JobOut:
     "/jobs/{job_id}/events",
     dependencies=[require(Permission.READ)],
     response_class=EventSourceResponse,
+    responses=DESCRIBED,
 )
 def job_events(
     request: Request, job_id: int, session: SessionDep, after: int = 0

@@ -63,7 +63,7 @@ def create(
             form.refuse(error)
         else:
             return RedirectResponse(f"/projects/{made.slug}", status_code=303)
-    form.values["token"] = ""
+    form.values |= {"token": "", "student_token": ""}
     return _new_page(request, form, status=422)
 
 

@@ -17,7 +17,7 @@ from app.runs.schemas import CancelRequest, EstimateOut, RunLog, RunOut, RunRequ
 from app.security.permissions import Permission
 from app.specs.jobs import JobState
 from app.web.deps import CurrentUser, SessionDep, SettingsDep, require, still_signed_in
-from app.web.sse import event_stream
+from app.web.sse import DESCRIBED, event_stream
 
 router = APIRouter(prefix="/api/v1/projects/{project}/runs", tags=["runs"])
 READ, WRITE = [require(Permission.READ)], [require(Permission.WRITE)]
@@ -76,7 +76,12 @@ def show_run(project: ProjectDep, number: int, session: SessionDep) -> RunDetail
     return run_view.detail_of(session, view, _shown(session, [view])[0])
 
 
-@router.get("/{number}/events", dependencies=READ, response_class=EventSourceResponse)
+@router.get(
+    "/{number}/events",
+    dependencies=READ,
+    response_class=EventSourceResponse,
+    responses=DESCRIBED,
+)
 def run_events(
     request: Request, project: ProjectDep, number: int, session: SessionDep, after: int = 0
 ) -> EventSourceResponse:

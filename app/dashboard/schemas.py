@@ -6,27 +6,60 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.checkpoints.schemas import CheckpointAdd, CheckpointOut, RegisterForm
+from app.errors import InvalidInput
 from app.evaluations.schemas import DifferenceOut
 from app.projects.schemas import ProjectCreate, ProjectOut
 from app.runs.schemas import RunOut
 from app.specs.jobs import CancelMode
 
+SourceKind = Literal["none", "folder", "hub"]
+STUDENT = "student_"
+"""Begins the names of the fields about the student; the teacher's are those of RegisterForm."""
+
 
 class NewProject(ProjectCreate):
-    """The form of a new project; its teacher may be named at once."""
+    """The form of a new project; its teacher and its student may be named at once."""
 
-    kind: Literal["none", "folder", "hub"] = "none"
+    kind: SourceKind = "none"
     path: str = Field(default="", max_length=1000)
     repo_id: str = Field(default="", max_length=200)
     revision: str = Field(default="main", min_length=1, max_length=200)
     token: str = Field(default="", max_length=500, repr=False)
+    student_kind: SourceKind = "none"
+    """none: it is cut from the teacher later."""
+    student_path: str = Field(default="", max_length=1000)
+    student_repo_id: str = Field(default="", max_length=200)
+    student_revision: str = Field(default="main", min_length=1, max_length=200)
+    student_token: str = Field(default="", max_length=500, repr=False)
 
     def teacher(self) -> CheckpointAdd | None:
         """Return the teacher to register, or None. Errors: InvalidInput naming the field."""
-        if self.kind == "none":
+        return self._named("")
+
+    def student(self) -> CheckpointAdd | None:
+        """Return the student to register, or None. Errors: InvalidInput naming the field.
+
+        A source whose last part is the teacher's name too is told apart by a suffix.
+        """
+        teacher, found = self.teacher(), self._named(STUDENT)
+        if found is None or teacher is None or found.name != teacher.name:
+            return found
+        if found.source == teacher.source:
+            field = "path" if self.student_kind == "folder" else "repo_id"
+            sentence = "Must be another checkpoint than the teacher."
+            raise InvalidInput("Teacher and student are one.", fields={STUDENT + field: sentence})
+        return found.model_copy(update={"name": f"{found.name[:72]}-student"})
+
+    def _named(self, prefix: str) -> CheckpointAdd | None:
+        names = ("kind", "path", "repo_id", "revision", "token")
+        given = {name: getattr(self, prefix + name) for name in names}
+        if given["kind"] == "none":
             return None
-        given = self.model_dump(include={"kind", "path", "repo_id", "revision", "token"})
-        return RegisterForm.model_validate(given).add()
+        try:
+            return RegisterForm.model_validate(given).add()
+        except InvalidInput as error:
+            fields = {prefix + name: text for name, text in error.fields.items()}
+            raise InvalidInput(error.message, fields=fields) from error
 
 
 class CancelRequest(BaseModel):

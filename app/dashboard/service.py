@@ -1,5 +1,7 @@
 """What takes several domains: a project with its teacher, students, cancel and retry of jobs."""
 
+from typing import get_args
+
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -16,6 +18,7 @@ from app.jobs.models import Job
 from app.jobs.queries import JobLine
 from app.projects import service as projects
 from app.projects.models import Project
+from app.projects.schemas import Role
 from app.runs import queries as runs
 from app.runs.models import Run, RunJob
 from app.security.permissions import Principal
@@ -35,12 +38,14 @@ def line(session: Session, job_id: int) -> JobLine:
 def create_project(
     session: Session, form: NewProject, *, settings: Settings, user: Principal
 ) -> Project:
-    """Make a project; register its teacher when one is named, and give it the role at once."""
-    teacher = form.teacher()
+    """Make a project; register the teacher and student that are named, each with its role."""
+    named = {"teacher": form.teacher(), "student": form.student()}
     project = projects.create(session, form, owner_id=user.user_id)
-    if teacher is not None:
-        row = checkpoints.register(session, project, teacher, settings=settings, owner=user.name)
-        projects.use_as(session, project, "teacher", row.id)
+    for role in get_args(Role):
+        add = named[role]
+        if add is not None:
+            row = checkpoints.register(session, project, add, settings=settings, owner=user.name)
+            projects.use_as(session, project, role, row.id)
     return project
 
 

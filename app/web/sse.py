@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from typing import Any
 
 import orjson
 from sse_starlette import EventSourceResponse, ServerSentEvent
@@ -15,6 +16,10 @@ RECHECK_SECONDS = 30.0
 """How often an open stream asks whether its session is still good (revoked: ends ≤ 60 s)."""
 PING_SECONDS = 15
 LAST_EVENT_ID = "Last-Event-ID"
+DESCRIBED: dict[int | str, dict[str, Any]] = {
+    200: {"description": "Server-sent events", "content": {"text/event-stream": {}}}
+}
+"""What the API's schema says of a stream: `responses=DESCRIBED`."""
 
 
 def replay_from(request: Request, after: int) -> int:

@@ -25,6 +25,7 @@ from workers.ingest.errors import EmptyUpload, ImportStopped, MixedFormats, Unkn
 from workers.ingest.facts import fields_seen, reference_at, scalars
 from workers.ingest.fold import Folder
 from workers.ingest.funnel import FunnelCounts
+from workers.ingest.health import marked
 from workers.ingest.jsontext import excerpt
 from workers.ingest.reading import Outcome, read_records, reject
 from workers.ingest.registry import MIN_SCORE, detect, format_named, formats
@@ -49,6 +50,7 @@ def understand(
         call = form.parse(outcome)
         if reference_path:
             call = replace(call, reference=reference_at(outcome.value, reference_path))
+        call = marked(call)
     except Unusable as verdict:
         return reject(outcome.line, verdict, outcome.raw)
     except (TypeError, ValueError, KeyError, AttributeError, IndexError, RecursionError) as error:

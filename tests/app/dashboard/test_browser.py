@@ -144,11 +144,14 @@ def test_the_gauge_moves_with_the_sizes_and_the_sources_with_the_choice(
     assert page.input_value("#f-depth") == "3"
     page.goto("/projects/new")
     expect(page.locator("#f-path")).to_be_hidden()
-    page.get_by_label("A hub repository").check()
+    teacher = page.get_by_role("region", name="Teacher")
+    teacher.get_by_label("A hub repository").check()
     expect(page.locator("#f-repo_id")).to_be_visible()
     expect(page.locator("#f-path")).to_be_hidden()
-    page.get_by_label("A folder on this machine").check()
+    expect(page.locator("#f-student_repo_id")).to_be_hidden()
+    teacher.get_by_label("A folder on this machine").check()
     expect(page.locator("#f-path")).to_be_visible()
+    expect(page.locator("#f-student_path")).to_be_hidden()
     page.fill("#f-name", "Tickets")
     page.get_by_role("button", name="Make the project").click()
     expect(page.get_by_role("alert")).to_be_focused()  # the folder is missing
@@ -161,7 +164,7 @@ def test_the_gauge_moves_with_the_sizes_and_the_sources_with_the_choice(
 def test_a_checkpoint_is_followed_to_its_end(page: Page, parts: Services) -> None:
     page.goto("/projects/new")
     page.fill("#f-name", "Routing")
-    page.get_by_label("A hub repository").check()
+    page.get_by_role("region", name="Teacher").get_by_label("A hub repository").check()
     page.fill("#f-repo_id", "owner/big")
     page.get_by_role("button", name="Make the project").click()
     page.locator(".pipe a", has_text="big").click()

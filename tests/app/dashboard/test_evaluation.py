@@ -134,6 +134,11 @@ def test_examples_over_rest(kd: Evaluation, api_client: TestClient) -> None:
     }
     assert len(api_client.get(API).json()) == 3
     assert api_client.get(f"{API}/999").status_code == 404
+    states = {s: len(api_client.get(API, params={"state": s}).json()) for s in ("done", "failed")}
+    assert states == {"done": 3, "failed": 0}
+    wrong = api_client.get(API, params={"state": "finished"})
+    assert wrong.status_code == 422
+    assert "'pending', 'done' or 'failed'" in wrong.json()["fields"]["state"]
 
 
 @pytest.mark.parametrize("place", [LIST, API])

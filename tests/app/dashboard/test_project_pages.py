@@ -258,7 +258,9 @@ def test_a_new_project_leads_to_its_home_and_registers_its_teacher(
     signed_in: TestClient, parts: Services
 ) -> None:
     page = signed_in.get("/projects/new").text
-    assert 'value="none" checked' in page
+    assert 'name="kind" value="none" checked' in page
+    assert 'name="student_kind" value="none" checked' in page
+    assert "Later: cut it from the teacher" in page
     answer = signed_in.post("/projects", data=FORM)
     assert (answer.status_code, answer.headers["location"]) == (303, HOME)
     hub = {
@@ -285,9 +287,48 @@ def test_a_new_project_leads_to_its_home_and_registers_its_teacher(
     assert "The teacher is being registered meanwhile." in home
 
 
+def test_a_new_project_registers_its_student_too(signed_in: TestClient, parts: Services) -> None:
+    """Equal last parts of two sources are told apart: names are unique in a project."""
+    data = {
+        **FORM,
+        "kind": "folder",
+        "path": "/models/large/v1",
+        "student_kind": "hub",
+        "student_repo_id": "owner/v1",
+        "student_revision": "abc",
+        "student_token": "hf_canary",
+    }
+    assert signed_in.post("/projects", data=data).status_code == 303
+    with parts.sessions() as session:
+        project = queries.by_slug(session, "routing")
+        assert project is not None
+        teacher = session.get(Checkpoint, project.teacher_id)
+        student = session.get(Checkpoint, project.student_id)
+        assert teacher is not None
+        assert student is not None
+        assert (teacher.name, student.name) == ("v1", "v1-student")
+        assert student.origin == {"kind": "hub", "repo_id": "owner/v1", "revision": "abc"}
+        job = session.get(Job, student.job_id)
+        assert job is not None
+        assert "hf_canary" not in str(job.spec)
+    alone = {**data, "name": "Alone", "kind": "none"}
+    assert signed_in.post("/projects", data=alone).status_code == 303
+    with parts.sessions() as session:
+        project = queries.by_slug(session, "alone")
+        assert project is not None
+        assert project.teacher_id is None
+        assert project.student_id is not None
+
+
+ONE_FOLDER = {"kind": "folder", "path": "/m/a", "student_kind": "folder", "student_path": "/m/a"}
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
+        ({"student_kind": "folder"}, '<div class="err" id="f-student_path-e">Is needed.'),
+        ({"student_kind": "hub"}, '<div class="err" id="f-student_repo_id-e">Is needed.'),
+        (ONE_FOLDER, '<div class="err" id="f-student_path-e">Must be another checkpoint'),
         ({"name": "  "}, "Is needed."),
         ({"tolerance": "-1"}, "Must be at least 0"),
         ({"deciding_metric": "vibes"}, "Must be one of"),
@@ -299,6 +340,7 @@ def test_a_refused_project_is_not_made_and_keeps_what_was_typed(
     signed_in: TestClient, parts: Services, change: dict[str, str], words: str
 ) -> None:
     typed = {**FORM, "description": seeds.EVIL, "token": "hf_canary", **change}
+    typed["student_token"] = "hf_canary"
     page = signed_in.post("/projects", data=typed)
     assert page.status_code == 422
     assert words in page.text

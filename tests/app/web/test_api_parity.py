@@ -4,6 +4,7 @@ from collections import Counter
 
 from fastapi import APIRouter, FastAPI
 from starlette.responses import PlainTextResponse
+from starlette.testclient import TestClient
 
 from app.security.permissions import Permission
 from app.web.deps import require
@@ -116,6 +117,16 @@ def test_every_api_route_named_here_is_there(app: FastAPI) -> None:
     }
     named = {name for entry in TABLE.values() if not isinstance(entry, Why) for name in entry}
     assert named - there == set()
+
+
+def test_the_schema_lists_every_api_route(client: TestClient, app: FastAPI) -> None:
+    schema = client.get(f"{API}/openapi.json").json()
+    paths = {route.path for route in api_routes(app) if route.path.startswith(f"{API}/")}
+    assert paths - set(schema["paths"]) == {f"{API}/openapi.json"}
+    run = schema["components"]["schemas"]["RunDetail"]["properties"]
+    assert {"attempts", "snapshots", "jobs"} <= set(run)
+    live = schema["paths"][f"{API}{P}/runs/{{number}}/events"]["get"]["responses"]["200"]
+    assert list(live["content"]) == ["text/event-stream"]
 
 
 def test_a_new_page_is_noticed(app: FastAPI) -> None:

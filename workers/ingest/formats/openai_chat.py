@@ -14,10 +14,6 @@ _WRAPPERS = (("request", "response"), ("input", "output"), ("request_body", "res
 _STATUS = ("status", "status_code", "response_status", "http_status")
 _WELL = {"success", "succeeded", "ok", "completed", "200"}
 _CUT = {"length": "cut_answer", "max_tokens": "cut_answer", "content_filter": "content_filter"}
-_PINGS = {
-    "ping", "health", "health check", "healthcheck", "health-check", "heartbeat", "liveness probe",
-    "are you alive", "are you there",
-}  # fmt: skip
 
 
 def _pair(record: Mapping[str, Any]) -> tuple[Mapping[str, Any], Any] | None:
@@ -92,11 +88,6 @@ def _answers(completion: Mapping[str, Any], model: str | None) -> list[Message]:
     return [_answer(choice, model) for choice in choices]
 
 
-def _is_health_check(messages: tuple[Message, ...]) -> bool:
-    said = [m.content.strip().strip(".?! ").lower() for m in messages if m.role == "user"]
-    return len(said) == 1 and said[0] in _PINGS
-
-
 class OpenAiChat:
     """`{"request": {…}, "response": {…}}` and its kin: input/output, *_body, the flywheel's."""
 
@@ -121,8 +112,6 @@ class OpenAiChat:
         named = completion.get("model") or body.get("model") or record.value.get("model")
         model = named if isinstance(named, str) else None
         answer, *others = _answers(completion, model)
-        if _is_health_check(messages):
-            flags.add("health_check")
         return LoggedCall(
             messages=messages,
             answer=answer,
