@@ -197,6 +197,20 @@ MUTANTS = (
         ("tests/app/jobs/test_service.py",),
     ),
     Mutant(
+        "points beyond the resumed step kept",
+        LEASE,
+        "drop_points_beyond(session, held.job_id, step)",
+        "session.flush()",
+        ("tests/app/jobs/test_service.py",),
+    ),
+    Mutant(
+        "snapshot manifest not compared",
+        "workers/distill/checkpointing.py",
+        "if manifest.is_file() and file_sha256(manifest) == recorded:",
+        "if manifest.is_file():",
+        ("tests/workers/distill/test_trainer.py",),
+    ),
+    Mutant(
         "the end of a job not fenced",
         LEASE,
         "select(Job).where(Job.id == held.job_id, Job.fence == held.fence).with_for_update()",

@@ -20,6 +20,7 @@ from app.specs.events import (
     PhaseEvent,
     ProgressEvent,
     PublishEvent,
+    ResumedEvent,
     SnapshotEvent,
 )
 
@@ -72,6 +73,9 @@ class PipeCallbacks:
             )
         )
 
+    def resumed(self, step: int) -> None:
+        self.send(ResumedEvent(step=step))
+
     def publish(self, payload: Mapping[str, Any]) -> None:
         self.send(PublishEvent(payload=dict(payload)))
 
@@ -109,6 +113,8 @@ class EventRows:
                 append(session, held.stream, "log", payload, job_id=held.job_id)
             elif isinstance(event, SnapshotEvent):
                 lease.add_snapshot(session, held, event)
+            elif isinstance(event, ResumedEvent):
+                lease.resumed(session, held, event.step)
             elif isinstance(event, PublishEvent):
                 lease.made_progress(session, held)
                 self._publish(session, held, event.payload)

@@ -13,6 +13,7 @@ from rich.table import Table
 from sqlalchemy.exc import OperationalError
 
 from app.client.rest import Refused, Unreachable
+from app.db.migrate import TableLocked
 from app.local.home import HomeInUseError
 from app.local.postgres import LocalServerError
 from app.main import InsecureBind
@@ -77,7 +78,7 @@ def reporting() -> Iterator[None]:
         raise fail(str(error), Exit.WRONG_USE if wrong else Exit.FAILED) from error
     except WrongUse as error:
         raise fail(str(error), Exit.WRONG_USE) from error
-    except CommandFailed as error:
+    except (CommandFailed, TableLocked) as error:
         raise fail(str(error), Exit.FAILED) from error
 
 

@@ -145,7 +145,8 @@ def migrate(home: Home = None) -> None:
     """Bring the database to this version's schema; with no account yet, print the set-up link."""
     settings = settings_with_servers(settings_for(home))
     configure_logs(settings.log_format)
-    upgrade(settings.require_database_url())
+    with reporting():
+        upgrade(settings.require_database_url())
     offer_setup(settings)
 
 

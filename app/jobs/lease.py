@@ -18,6 +18,9 @@ from app.jobs.service import NOW, announce, close_attempt, end
 from app.specs.events import ErrorEvent, SnapshotEvent
 from app.specs.jobs import JobState, Queue
 
+KEPT_SNAPSHOTS = 2
+"""How many snapshots stay beside the best: as many as a training keeps on disk."""
+
 
 class Fenced(Exception):
     """Another attempt holds the job now: stop, write nothing."""
@@ -151,7 +154,7 @@ def made_progress(session: Session, held: Claim) -> None:
 
 
 def add_snapshot(session: Session, held: Claim, event: SnapshotEvent) -> None:
-    """Make a snapshot visible; the newest two and the best keep their rows."""
+    """Make a snapshot visible; only the newest two and the best keep their rows, as on disk."""
     session.add(
         JobSnapshot(
             job_id=held.job_id,
@@ -166,9 +169,43 @@ def add_snapshot(session: Session, held: Claim, event: SnapshotEvent) -> None:
     session.execute(
         update(JobAttempt).where(JobAttempt.fence == held.fence).values(last_step=event.step)
     )
+    _drop_old_snapshots(session, held.job_id)
     made_progress(session, held)
     payload = {"step": event.step, "best": event.best, "value": event.value}
     append(session, held.stream, "snapshot", payload, job_id=held.job_id)
+
+
+def _drop_old_snapshots(session: Session, job_id: int) -> None:
+    session.flush()
+    newest_first = (
+        select(JobSnapshot.id)
+        .where(JobSnapshot.job_id == job_id)
+        .order_by(JobSnapshot.step.desc(), JobSnapshot.id.desc())
+    )
+    kept = newest_first.limit(KEPT_SNAPSHOTS).union_all(
+        # A later best is a better one: `best` says that none before it was.
+        newest_first.where(JobSnapshot.best).limit(1)
+    )
+    session.execute(
+        delete(JobSnapshot)
+        .where(JobSnapshot.job_id == job_id, JobSnapshot.id.not_in(kept))
+        .execution_options(synchronize_session=False)
+    )
+
+
+def resumed(session: Session, held: Claim, step: int) -> None:
+    """Note after which step an attempt goes on.
+
+    Where that is older than the newest snapshot, the newer ones were no good: they go, and so do
+    the points beyond the step, which this attempt makes again.
+    """
+    drop_points_beyond(session, held.job_id, step)
+    session.execute(
+        delete(JobSnapshot).where(JobSnapshot.job_id == held.job_id, JobSnapshot.step > step)
+    )
+    session.execute(
+        update(JobAttempt).where(JobAttempt.fence == held.fence).values(resumed_from_step=step)
+    )
 
 
 def succeed(session: Session, held: Claim, result: dict[str, Any]) -> None:

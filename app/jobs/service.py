@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import structlog
 from sqlalchemy import func, select, text, update
 from sqlalchemy.orm import Session
 
@@ -16,6 +17,8 @@ from app.specs.fingerprint import fingerprint
 from app.specs.jobs import QUEUE_OF, CancelMode, JobKind, JobState
 
 NOW = func.clock_timestamp()
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,7 @@ def enqueue(session: Session, request: JobRequest) -> Job:
         JobDependency(job_id=job.id, depends_on_id=needed) for needed in set(request.depends_on)
     )
     announce(session, job)
+    log.info("job_enqueued", job_id=job.id, kind=job.kind, queue=job.queue)
     return job
 
 
@@ -195,6 +199,7 @@ def retry(
         JobDependency(job_id=again.id, depends_on_id=needed) for needed in set(depends_on)
     )
     announce(session, again)
+    log.info("job_enqueued", job_id=again.id, kind=again.kind, queue=again.queue, parent_id=job.id)
     return again
 
 

@@ -47,6 +47,13 @@ class SnapshotEvent(Spec):
     value: float | None = None
 
 
+class ResumedEvent(Spec):
+    """The body goes on after `step`: the newest sound snapshot may be older than the newest row."""
+
+    type: Literal["resumed"] = "resumed"
+    step: int
+
+
 class PublishEvent(Spec):
     """A finished part (a teacher shard, say) that the task's `publish` writes under the fence."""
 
@@ -76,6 +83,7 @@ BodyEvent = Annotated[
     | MetricEvent
     | LogEvent
     | SnapshotEvent
+    | ResumedEvent
     | PublishEvent
     | ResultEvent
     | ErrorEvent,

@@ -24,6 +24,7 @@ from app.specs.events import (
     PhaseEvent,
     ProgressEvent,
     PublishEvent,
+    ResumedEvent,
     SnapshotEvent,
 )
 from app.specs.jobs import JobState, Queue
@@ -171,6 +172,9 @@ class Rows:
         self.send(
             SnapshotEvent(step=step, folder=str(folder), manifest_sha256=manifest_sha256, **more)
         )
+
+    def resumed(self, step: int) -> None:
+        self.send(ResumedEvent(step=step))
 
     def publish(self, payload: Mapping[str, Any]) -> None:
         self.send(PublishEvent(payload=dict(payload)))

@@ -27,6 +27,9 @@ class Callbacks(Protocol):
     ) -> None:
         """Announce a complete, verified snapshot folder."""
 
+    def resumed(self, step: int) -> None:
+        """Announce after which step the work goes on: what was told beyond it is void."""
+
     def publish(self, payload: Mapping[str, Any]) -> None:
         """Announce a finished part, such as a teacher shard."""
 
@@ -60,6 +63,8 @@ class Silent:
         best: bool = False,
         value: float | None = None,
     ) -> None: ...
+
+    def resumed(self, step: int) -> None: ...
 
     def publish(self, payload: Mapping[str, Any]) -> None: ...
 

@@ -95,6 +95,26 @@ def verify_snapshot(folder: Path) -> str:
     return file_sha256(folder / MANIFEST)
 
 
+def recorded_snapshots(
+    snapshots: Sequence[tuple[int, Path, str]], callbacks: Callbacks
+) -> list[Path] | None:
+    """Return the folders whose manifest is the one that was recorded; None where none was.
+
+    snapshots: (step, folder, manifest SHA-256), in the order to try them, which is kept. A manifest
+    vouches for its files, and the record for the manifest; one that differs is named in the log.
+    """
+    found = []
+    for _, folder, recorded in snapshots:
+        manifest = folder / MANIFEST
+        if manifest.is_file() and file_sha256(manifest) == recorded:
+            found.append(folder)
+            continue
+        what = "is not the one recorded" if manifest.is_file() else "is gone"
+        text = f"Snapshot {folder.name}: its manifest {what}. Falling back to the one before it."
+        callbacks.log(text, "warning")
+    return found if snapshots else None
+
+
 def load_snapshot(
     candidates: Sequence[Path],
     model: Any,
@@ -132,10 +152,11 @@ def load_snapshot(
             scheduler=content["scheduler"],
             progress=content["progress"],
         )
+        callbacks.resumed(state.step)
         callbacks.log(f"Resuming after step {state.step} from {folder.name}.")
         return state, folder
     raise SnapshotError(
-        "No sound snapshot to resume from. " + " ".join(reasons) + " Start the run again."
+        " ".join(["No sound snapshot to resume from.", *reasons, "Start the run again."])
     )
 
 

@@ -87,7 +87,7 @@ class Supervisor:
         self.broker.send(take_signals(session))
         if held is None:
             return False
-        with structlog.contextvars.bound_contextvars(job=held.job_id, fence=held.fence):
+        with structlog.contextvars.bound_contextvars(job_id=held.job_id, fence=held.fence):
             log.info("job_claimed", kind=held.kind, attempt=held.attempt)
             try:
                 JobHand(self, held, gpu).carry_out()

@@ -13,6 +13,7 @@ from app.specs.checkpoint import CheckpointCard
 from app.specs.jobs import JobKind, TrainJob
 from app.teacher_cache import service as cache
 from workers.distill.batches import BatchSource, Collator
+from workers.distill.checkpointing import recorded_snapshots
 from workers.distill.checkpoints import compute_device, load_model, read_card, save_checkpoint
 from workers.distill.rendering import Renderer
 from workers.distill.teacher_shards import ShardLookup
@@ -89,7 +90,7 @@ class TrainTask(NoParts):
                 callbacks=calls,
                 workdir=context.workdir,
                 tokenizer=tokenizer,
-                resume_from=[path for _, path, _ in context.snapshots] or None,
+                resume_from=recorded_snapshots(context.snapshots, calls),
                 validation=[collate(held_out[i : i + size]) for i in range(0, len(held_out), size)],
                 vocabulary=vocabulary_size(tokenizer),
             )

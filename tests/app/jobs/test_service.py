@@ -10,9 +10,10 @@ from sqlalchemy.orm import Session
 from app.db.hooks import take_signals
 from app.db.session import make_engine, make_session_factory, transaction
 from app.errors import Conflict
-from app.events.queries import events_after
+from app.events.append import add_points
+from app.events.queries import events_after, series
 from app.jobs import lease, service
-from app.jobs.models import Job, JobAttempt
+from app.jobs.models import Job, JobAttempt, JobSnapshot
 from app.specs.events import ErrorEvent, SnapshotEvent
 from app.specs.jobs import FreezeJob, JobKind, JobState, Queue
 
@@ -143,13 +144,45 @@ def test_a_snapshot_resets_the_count_of_losses_and_is_what_the_next_attempt_gets
         session.execute(text("update jobs set not_before = null"))
         session.expire(job)
         held = must_claim(session)
-        assert [s[0] for s in held.snapshots] == list(range(n, 0, -1))
+        assert [s[0] for s in held.snapshots] == list(range(n, 0, -1))[:2]
         event = SnapshotEvent(step=n + 1, folder="/f", manifest_sha256="0" * 64)
         lease.add_snapshot(session, held, event)
         session.expire(job)
         expire(session, job.id)
         service.reap(session, max_attempts=3, backoff=BACKOFF)
     assert job.state == JobState.QUEUED
+
+
+def test_only_the_newest_two_snapshots_and_the_best_keep_their_rows(session: Session) -> None:
+    job = service.enqueue(session, request())
+    held = must_claim(session)
+    for step in range(1, 7):
+        event = SnapshotEvent(
+            step=step, folder=f"/{step}", manifest_sha256="0" * 64, best=step in (1, 2)
+        )
+        lease.add_snapshot(session, held, event)
+    rows = session.scalars(select(JobSnapshot.step).where(JobSnapshot.job_id == job.id))
+    assert sorted(rows) == [2, 5, 6]
+
+
+def test_a_resume_from_an_older_snapshot_takes_back_what_lies_beyond_it(session: Session) -> None:
+    job = service.enqueue(session, request())
+    first = must_claim(session)
+    for step in (2, 4):
+        event = SnapshotEvent(step=step, folder="/f", manifest_sha256="0" * 64)
+        lease.add_snapshot(session, first, event)
+    points = {step: {"train/loss": 1.0} for step in range(1, 6)}
+    add_points(session, "version:1", job_id=job.id, fence=first.fence, steps=points)
+    lease.release(session, first)
+    second = must_claim(session)
+    assert [step for step, _ in series(session, [job.id])["train/loss"]] == [1, 2, 3, 4]
+    lease.resumed(session, second, 2)
+    assert [step for step, _ in series(session, [job.id])["train/loss"]] == [1, 2]
+    attempt = session.get_one(JobAttempt, second.fence)
+    session.refresh(attempt)
+    assert attempt.resumed_from_step == 2
+    rows = session.scalars(select(JobSnapshot.step).where(JobSnapshot.job_id == job.id))
+    assert list(rows) == [2]
 
 
 def test_cancel_is_immediate_while_waiting_and_cancelling_while_running(session: Session) -> None:

@@ -14,6 +14,7 @@ from workers.distill.callbacks import Silent
 from workers.distill.checkpointing import (
     MODEL,
     load_snapshot,
+    recorded_snapshots,
     snapshot_folder,
     snapshot_folders,
     verify_snapshot,
@@ -32,7 +33,11 @@ class Recorder(Silent):
     def __init__(self, stop_after: int | None = None) -> None:
         self.points: dict[int, dict[str, float]] = {}
         self.logs: list[str] = []
+        self.resumed_from: list[int] = []
         self.stop_after = stop_after
+
+    def resumed(self, step: int) -> None:
+        self.resumed_from.append(step)
 
     def metrics(self, step: int, values: Any) -> None:
         self.points[step] = dict(values)
@@ -54,7 +59,7 @@ def run(
     what: TrainingSpec,
     callbacks: Recorder | None = None,
     *,
-    resume: Path | None = None,
+    resume: Path | list[Path] | None = None,
     seed: int = 0,
 ) -> tuple[TrainResult, Any]:
     model = tiny.llama(seed=seed)
@@ -156,6 +161,26 @@ def test_a_flipped_byte_falls_back_to_the_snapshot_before(tmp_path: Path) -> Non
     assert after.steps == 6
     assert sorted(recorder.points) == [3, 4, 5, 6]
     assert any("Falling back" in text and text.startswith("warning") for text in recorder.logs)
+
+
+def test_a_manifest_that_is_not_the_recorded_one_falls_back(tmp_path: Path) -> None:
+    """A folder that is whole in itself, but not what was announced: it must not be trusted."""
+    run(tmp_path, spec(validate_every=6), Recorder(stop_after=4))
+    newest, before = snapshot_folders(tmp_path / "snapshots")
+    recorded = [(4, newest, verify_snapshot(before)), (2, before, verify_snapshot(before))]
+    recorder = Recorder()
+    candidates = recorded_snapshots([*recorded, (1, tmp_path / "gone", "0")], recorder)
+    assert candidates == [before]
+    changed, gone = recorder.logs
+    assert changed.startswith(
+        "warning: Snapshot step-00000004: its manifest is not the one recorded"
+    )
+    assert gone.startswith("warning: Snapshot gone: its manifest is gone. Falling back")
+    after, _ = run(tmp_path, spec(validate_every=6), recorder, resume=candidates, seed=3)
+    assert (after.steps, recorder.resumed_from) == (6, [2])
+    assert recorded_snapshots([], recorder) is None
+    with pytest.raises(SnapshotError, match=r"resume from\. Start the run again"):
+        run(tmp_path, spec(), recorder, resume=recorded_snapshots(recorded[:1], recorder))
 
 
 def test_the_last_two_snapshots_and_the_best_are_kept(tmp_path: Path) -> None:

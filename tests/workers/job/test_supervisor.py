@@ -73,6 +73,33 @@ def job_of(factory: Factory, job_id: int) -> Job:
         return job
 
 
+def test_a_resume_that_falls_back_says_so_and_leaves_one_curve(
+    factory: Factory, settings: Settings
+) -> None:
+    job_id = enqueue(factory, steps=400, seconds=0.05, mode="fall_back")
+    drain = threading.Event()
+    sup = supervisor(factory, settings, ProbeTask())
+    sup.should_drain = drain.is_set
+    thread = threading.Thread(target=sup.run_next)
+    thread.start()
+    wait_until_step(factory, job_id, 7)
+    drain.set()
+    thread.join(20)
+    with transaction(factory) as session:
+        # What an attempt now under way would read again: both kept snapshots, and points beyond.
+        kept = session.scalars(text("select step from job_snapshots order by step")).all()
+        session.execute(text("update jobs set spec = jsonb_set(spec, '{probe,steps}', '1')"))
+    assert len(kept) == 2
+    sup = supervisor(factory, settings, ProbeTask())
+    assert sup.run_next() is True
+    with transaction(factory) as session:
+        steps = [step for step, _ in series(session, [job_id])["train/loss"]]
+        resumed = session.scalar(text("select max(resumed_from_step) from job_attempts"))
+        left = session.scalars(text("select step from job_snapshots")).all()
+    assert (resumed, left) == (kept[0], [kept[0]])
+    assert steps == list(range(1, kept[0] + 1))
+
+
 def wait_until_step(factory: Factory, job_id: int, step: int) -> None:
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
