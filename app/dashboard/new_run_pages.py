@@ -29,7 +29,6 @@ from app.web.templating import render
 router = APIRouter(include_in_schema=False, prefix="/projects/{project}/runs")
 WRITE = [require(Permission.WRITE)]
 Values = dict[str, Any]
-ANCHORS = "Teacher and undistilled student come on top where this set has not measured them yet."
 SPLITS = ("train", "validation", "test")
 LABELS = {
     **{name: knob.label for name, knob in knobs.BY_NAME.items()},
@@ -132,7 +131,7 @@ def start(
     form = new_run.read_spec(values)
     if form.data is not None:
         try:
-            started = _start_all(session, project, form, values, user)
+            started = _start_all(session, project, form, values, user, settings)
         except AppError as error:
             session.rollback()
             form.refuse(error)
@@ -146,7 +145,12 @@ def start(
 
 
 def _start_all(
-    session: Session, project: Project, form: Form[RunSpec], values: Values, user: CurrentUser
+    session: Session,
+    project: Project,
+    form: Form[RunSpec],
+    values: Values,
+    user: CurrentUser,
+    settings: Settings,
 ) -> list[Run]:
     """Start the form's run and those chosen beside it, or none of them."""
     parent = _parent(session, project, values.get("parent", ""))
@@ -158,6 +162,7 @@ def _start_all(
             spec,
             owner=user.name,
             owner_id=user.user_id,
+            settings=settings,
             parent_id=parent.id if parent is not None and at == 0 else None,
             key=f"{values['key']}:{spec.effective_role}" if values.get("key") else None,
         )
@@ -259,15 +264,19 @@ def range_words(seconds: Seconds) -> str:
     return about if low == high else f"{about} ({low}–{high})"
 
 
+def _roles(of: list[str]) -> list[str]:
+    return [f"of {' and '.join(of)}"] if of else []
+
+
 def _times(found: list[EstimateOut]) -> list[tuple[str, str, str]]:
     """Return (what, how long, why) of each phase and of all runs together."""
     if not found:
         return []
     lines = [
         (
-            run_view.PHASE_NAMES[part.phase],
+            " ".join((run_view.PHASE_NAMES[part.phase], *_roles(part.of))),
             range_words(part.seconds) if part.seconds else "not known",
-            f"{part.basis} {ANCHORS}" if part.phase == "evaluate" else part.basis,
+            part.basis,
         )
         for part in found[0].parts
         if part.seconds is None or part.seconds.high > 0

@@ -51,12 +51,19 @@ def start_run(
     wanted: RunRequest,
     session: SessionDep,
     user: CurrentUser,
+    settings: SettingsDep,
     idempotency_key: Annotated[str | None, Header(max_length=200)] = None,
 ) -> RunOut:
     """Start a run; a second request with the same Idempotency-Key returns the first one's."""
     spec = service.resolve(session, project, wanted)
     run = evaluations.start_run(
-        session, project, spec, owner=user.name, owner_id=user.user_id, key=idempotency_key
+        session,
+        project,
+        spec,
+        owner=user.name,
+        owner_id=user.user_id,
+        key=idempotency_key,
+        settings=settings,
     )
     return _one(session, project, run.number)
 
@@ -66,7 +73,7 @@ def estimate_run(
     project: ProjectDep, wanted: RunRequest, session: SessionDep, settings: SettingsDep
 ) -> EstimateOut:
     spec = service.resolve(session, project, wanted)
-    return service.estimate(session, project, spec, settings)
+    return evaluations.estimate(session, project, spec, settings)
 
 
 @router.get("/{number}", dependencies=READ)

@@ -9,6 +9,7 @@ import numpy as np
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from app.checkpoints.models import Checkpoint
 from app.datasets.models import DatasetVersion
 from app.errors import Conflict, InvalidInput, NotFound
 from app.evaluations import queries
@@ -22,6 +23,7 @@ from app.projects.models import Project
 from app.runs import service as runs
 from app.runs.models import Run
 from app.runs.queries import RunView
+from app.runs.schemas import EstimateOut
 from app.settings import Settings
 from app.specs.evaluation import EvaluationReport, MetricSums
 from app.specs.fingerprint import fingerprint
@@ -39,13 +41,17 @@ def start_run(
     owner_id: int | None = None,
     parent_id: int | None = None,
     key: str | None = None,
+    settings: Settings | None = None,
 ) -> Run:
     """Start a run and what a table needs beside it: teacher and undistilled student, once a set.
 
-    A second request with the same key returns the first one's run.
+    A second request with the same key returns the first one's run. With settings, a run that the
+    disk has no room for is refused.
     """
     if key is not None and (known := runs.started_before(session, project, key)) is not None:
         return known
+    if settings is not None and (blocked := estimate(session, project, spec, settings).blocked):
+        raise Conflict(blocked)
     run, training = runs.start(
         session, project, spec, owner=owner, owner_id=owner_id, parent_id=parent_id, key=key
     )
@@ -56,6 +62,25 @@ def start_run(
         if checkpoint_id is not None and spec.role != "fine_tune":
             _ask(session, run, spec, _Asked(role, role, checkpoint_id, None), owner=owner)
     return run
+
+
+def estimate(session: Session, project: Project, spec: RunSpec, settings: Settings) -> EstimateOut:
+    """Return what a run takes, with the evaluations of teacher and undistilled student."""
+    return runs.estimate(session, project, spec, settings, anchors=_anchors(session, project, spec))
+
+
+def _anchors(session: Session, project: Project, spec: RunSpec) -> dict[str, Checkpoint]:
+    """Return role → checkpoint of the rows that a start would ask to evaluate."""
+    version = session.get(DatasetVersion, spec.dataset_version_id)
+    if version is None or version.content_sha256 is None or spec.role == "fine_tune":
+        return {}
+    key = set_key(session, spec)
+    missing = {}
+    for role, checkpoint_id in (("teacher", spec.teacher_id), ("undistilled", spec.student_id)):
+        row = session.get(Checkpoint, checkpoint_id) if checkpoint_id is not None else None
+        if row is not None and _known_job(session, project.id, row.id, key) is None:
+            missing[role] = row
+    return missing
 
 
 def retry_run(session: Session, view: RunView, *, owner: str) -> None:

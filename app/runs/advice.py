@@ -1,6 +1,7 @@
 """Before a run starts: what forbids it, what to mend, what it will read, take and last."""
 
-from collections.abc import Sequence
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -13,7 +14,7 @@ from sqlalchemy.orm import Session
 from app.checkpoints.models import Checkpoint
 from app.datasets.models import DatasetVersion
 from app.datasets.queries import text_sizes
-from app.metrics.formatting import number
+from app.metrics.formatting import number, size
 from app.runs import queries
 from app.runs.schemas import CacheOut, EstimateOut, Mend, PartOut, Phase, Seconds
 from app.settings import Settings
@@ -404,10 +405,42 @@ def _disk(
     return used
 
 
+def _look_at_disk(found: Findings, peak: int, settings: Settings) -> None:
+    """Refuse what does not fit beside the blobs; the folder may not be made yet."""
+    place = settings.blobs
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if peak > free:
+        found.block(
+            f"It takes up to {size(peak)} of disk while it trains, and {size(free)} are free in "
+            f"{settings.home}. Make room there, or use a smaller student."
+        )
+
+
+def _anchors(session: Session, anchors: Mapping[str, Checkpoint], count: int) -> list[PartOut]:
+    """Return the evaluations that a table needs beside the run's own, as one part."""
+    if not anchors or not count:
+        return []
+    parts = [_part(session, "evaluate", count, row, "conversations") for row in anchors.values()]
+    names = " and ".join(f"“{row.name}” as {role}" for role, row in anchors.items())
+    basis = f"{names}: evaluated once for all runs on this set. {parts[0].basis}"
+    return [PartOut(phase="evaluate", seconds=_in_all(parts), basis=basis, of=list(anchors))]
+
+
 def estimate(
-    session: Session, subject: Subject, spec: RunSpec, found: Findings, settings: Settings
+    session: Session,
+    subject: Subject,
+    spec: RunSpec,
+    found: Findings,
+    settings: Settings,
+    *,
+    anchors: Mapping[str, Checkpoint],
 ) -> EstimateOut:
-    """Return what a run would read, take and last; zeros where its rows are not ready."""
+    """Return what a run would read, take and last; zeros where its rows are not ready.
+
+    `anchors` are the rows of its table that must be evaluated yet: role → checkpoint.
+    """
     ready = subject.student.card is not None and subject.version.conversations_blob is not None
     if not ready or (subject.teacher is not None and subject.teacher.card is None):
         return EstimateOut(
@@ -434,7 +467,10 @@ def estimate(
     count = subject.split(spec.evaluation.split)
     count = min(count, spec.evaluation.max_conversations or count)
     parts.append(_part(session, "evaluate", count, subject.student, "conversations"))
+    parts += _anchors(session, anchors, count)
     disk = _disk(session, subject, spec, cover)
+    peak = sum(disk.values())
+    _look_at_disk(found, peak, settings)
     return EstimateOut(
         blocked=found.blocked,
         mends=found.mends,
@@ -443,7 +479,8 @@ def estimate(
         tokens_basis=basis,
         epochs=epochs(subject, spec),
         cache=cover,
-        disk_bytes=disk["checkpoint"] + disk.get("cache", 0),
+        disk_bytes=peak - disk["snapshots"],
+        disk_peak_bytes=peak,
         disk=disk,
         seconds=_in_all(parts),
         parts=parts,

@@ -146,6 +146,8 @@ class PartOut(BaseModel):
     phase: Phase
     seconds: Seconds | None
     basis: str
+    of: list[str] = Field(default_factory=list)
+    """Roles of the table that this evaluates beside the run; empty: the run's own part."""
 
 
 class Mend(BaseModel):
@@ -167,6 +169,9 @@ class EstimateOut(BaseModel):
     epochs: float
     cache: CacheOut | None
     disk_bytes: int
+    """What stays when the run has ended."""
+    disk_peak_bytes: int = 0
+    """With the snapshots there are while it trains; compared with what is free."""
     disk: dict[str, int]
     """cache · checkpoint · snapshots (which go when the run ends)."""
     seconds: Seconds | None

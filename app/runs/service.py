@@ -1,5 +1,6 @@
 """Start runs: a frozen spec and the jobs that carry it out; take what training made."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from sqlalchemy import select, update
@@ -238,11 +239,18 @@ def check(session: Session, project: Project, spec: RunSpec) -> None:
         raise Conflict(found.blocked)
 
 
-def estimate(session: Session, project: Project, spec: RunSpec, settings: Settings) -> EstimateOut:
+def estimate(
+    session: Session,
+    project: Project,
+    spec: RunSpec,
+    settings: Settings,
+    *,
+    anchors: Mapping[str, Checkpoint] | None = None,
+) -> EstimateOut:
     """Return what a run would read, take and last, and why it cannot start if so."""
     subject = subject_of(session, project, spec)
     found = look(session, subject, spec, project.id)
-    return advice.estimate(session, subject, spec, found, settings)
+    return advice.estimate(session, subject, spec, found, settings, anchors=anchors or {})
 
 
 def get(session: Session, project: Project, number: int) -> RunView:

@@ -1,5 +1,8 @@
 """What is known before a run starts, by values worked out by hand."""
 
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -7,11 +10,13 @@ from sqlalchemy.orm import Session
 
 from app.checkpoints.models import Checkpoint
 from app.datasets.models import DatasetVersion
+from app.errors import Conflict
+from app.evaluations import service as evaluations
 from app.jobs.service import JobRequest, enqueue
 from app.projects.models import Project
 from app.runs import service
 from app.runs.advice import epochs, spread, trained_on
-from app.runs.schemas import EstimateOut
+from app.runs.schemas import EstimateOut, PartOut
 from app.settings import Settings
 from app.specs.checkpoint import CheckpointCard, verdict_of_cards
 from app.specs.jobs import JobKind, JobState, PrecomputeJob
@@ -106,6 +111,61 @@ def test_tokens_and_disk_follow_from_the_last_capture(bench: Bench) -> None:
     assert found.disk_bytes == 290 * 40 + 4_800_000
     # Three snapshots of weights and two moments in float32.
     assert found.disk["snapshots"] == 3 * 3 * 4 * 1_200_000
+
+
+def test_a_run_that_does_not_fit_the_disk_is_refused(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = 10**12
+    asked = []
+
+    def usage(path: Path) -> SimpleNamespace:
+        asked.append(path)
+        return SimpleNamespace(free=free)
+
+    monkeypatch.setattr("app.runs.advice.shutil.disk_usage", usage)
+    found = bench.look(bench.spec())
+    assert found.blocked is None
+    # Cache and checkpoint stay, the snapshots are there while it trains.
+    assert found.disk_peak_bytes == found.disk_bytes + 3 * 3 * 4 * 1_200_000
+    assert bench.settings.blobs.is_relative_to(asked[0]), "the disk of the blobs"
+    free = found.disk_peak_bytes
+    assert bench.look(bench.spec()).blocked is None
+    free -= 1
+    refused = str(bench.look(bench.spec()).blocked)
+    assert "of disk while it trains" in refused
+    assert "Make room there, or use a smaller student." in refused
+    start = partial(evaluations.start_run, bench.session, bench.project, bench.spec(), owner="ada")
+    with pytest.raises(Conflict, match="of disk while it trains"):
+        start(key="k", settings=bench.settings)
+    free += 1
+    run = start(key="k", settings=bench.settings)
+    free = 0
+    assert start(key="k", settings=bench.settings).id == run.id, "it has started already"
+
+
+def test_evaluations_of_the_tables_other_rows_are_counted_until_they_are_asked_for(
+    bench: Bench,
+) -> None:
+    bench.past(
+        JobKind.EVALUATE,
+        {"checkpoint_id": bench.student.id},
+        {"report": {"conversations": 30, "seconds": 60}},
+    )
+
+    def look() -> list[PartOut]:
+        found = evaluations.estimate(bench.session, bench.project, bench.spec(), bench.settings)
+        return [part for part in found.parts if part.phase == "evaluate"]
+
+    own, others = look()
+    assert (own.of, others.of) == ([], ["teacher", "undistilled"])
+    assert own.seconds is not None
+    assert others.seconds is not None
+    # The student as long as the run's own, the teacher with eight times the compute.
+    assert others.seconds.middle == pytest.approx(own.seconds.middle * 9)
+    assert "as teacher" in others.basis
+    evaluations.start_run(bench.session, bench.project, bench.spec(), owner="ada")
+    assert [part.of for part in look()] == [[]]
 
 
 def test_without_a_capture_tokens_come_from_the_texts_and_say_so(bench: Bench) -> None:
