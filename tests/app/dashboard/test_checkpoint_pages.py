@@ -434,3 +434,14 @@ def test_the_api_tries_a_checkpoint_again_with_a_new_token(
     assert answer.json()["job_id"] > held.job_id
     assert "hf_canary" not in answer.text
     assert service.token_file(parts.settings, row.id).read_text() == "hf_canary"
+
+
+def test_the_commit_of_a_download_is_shown(signed_in: TestClient, parts: Services) -> None:
+    with parts.sessions.begin() as session:
+        row = seeds.checkpoint(session, seeds.project(session, "Routing"))
+        row.origin = {"kind": "hub", "repo_id": "a/b", "revision": "main", "commit": "c0ffee" * 6}
+        place = f"/projects/routing/checkpoints/{row.id}"
+    page = signed_in.get(place).text
+    assert "<dt>Commit</dt>" in page
+    assert f'data-copy="{"c0ffee" * 6}"' in page
+    assert signed_in.get(f"/api/v1{place}").json()["origin"]["commit"] == "c0ffee" * 6
