@@ -145,6 +145,7 @@ def last_verdicts(session: Session, projects: Sequence[Project]) -> dict[int, La
         .ext(distinct_on(Evaluation.project_id))
         .order_by(
             Evaluation.project_id,
+            Run.group.is_(None),  # as the comparison: a named group counts first
             (Run.role == "distilled").desc(),
             Run.number.desc(),
             Evaluation.id.desc(),

@@ -34,12 +34,13 @@ COMPARED: tuple[RunRole, ...] = ("distilled", "sequence_level", "labels_only")
 """The three that show what distilling is worth, at equal steps."""
 PRESETS: tuple[tuple[str, str, str], ...] = (
     ("fast", "Fast check", "20 steps on 200 conversations: proves the set-up before you pay."),
-    ("balanced", "Balanced", "About 3 epochs. Good enough to press start."),
-    ("thorough", "Thorough", "About 8 epochs, validated more often."),
+    ("balanced", "Balanced", "About 3 epochs, 150 steps at least. Good enough to press start."),
+    ("thorough", "Thorough", "About 8 epochs, 400 steps at least, validated more often."),
 )
 EPOCHS = {"balanced": (3, 150, 3000), "thorough": (8, 400, 12_000)}
 """Preset → epochs, and the fewest and most steps."""
 TUNED_LAYERS = 8
+USUAL_TOKENS = 1024
 DEFAULTS: dict[str, str] = {
     name: value
     for name, value in knobs.values_of(
@@ -68,6 +69,8 @@ class Choices:
 
     checkpoints: Sequence[Checkpoint]
     versions: Sequence[DatasetVersion]
+    last: RunSpec | None
+    """The newest run's settings: what is cut alike shares a teacher cache."""
 
     @property
     def checkpoint_options(self) -> list[tuple[int, str]]:
@@ -94,6 +97,7 @@ def choices_of(session: Session, project: Project) -> Choices:
     return Choices(
         [c for c in checkpoints.of_project(session, project.id) if c.state != "failed"],
         [v for v in versions if v.state in ("frozen", "draft")],
+        queries.last_spec(session, project.id),
     )
 
 
@@ -140,10 +144,11 @@ def with_role(
         role = DISTILLED
     changed = {**values, "role": role, **_OBJECTIVES[role]}
     if role == FINE_TUNE:
-        changed |= {"top_layers": str(TUNED_LAYERS), "group": ""}
+        changed["group"] = ""
         if changed["student_id"] == str(project.student_id or ""):
             changed["student_id"] = str(project.teacher_id or "")
         changed["teacher_id"] = ""
+        changed["top_layers"] = _tuned_layers(choices.checkpoint(changed["student_id"]))
     elif not changed["teacher_id"] and project.teacher_id:
         changed["teacher_id"] = str(project.teacher_id)
         if changed["student_id"] == changed["teacher_id"]:
@@ -153,6 +158,12 @@ def with_role(
     return changed
 
 
+def _tuned_layers(checkpoint: Checkpoint | None) -> str:
+    """Return how many top layers tuning moves, as typed: all of a checkpoint that has no more."""
+    depth = checkpoint.card["depth"] if checkpoint and checkpoint.card else None
+    return str(TUNED_LAYERS) if depth is None or depth > TUNED_LAYERS else ""
+
+
 def with_preset(choices: Choices, values: Mapping[str, str]) -> dict[str, str]:
     """Return the values with the preset's knobs filled in."""
     preset = values.get("preset", "")
@@ -160,6 +171,8 @@ def with_preset(choices: Choices, values: Mapping[str, str]) -> dict[str, str]:
     splits = (version.funnel or {}).get("splits", {}) if version else {}
     changed = dict(values)
     changed["max_tokens"] = str(_context(choices, values))
+    if choices.last is not None:
+        changed["max_new_tokens"] = str(choices.last.evaluation.max_new_tokens)
     if preset == "fast":
         return changed | {
             "steps": "20",
@@ -188,10 +201,11 @@ def with_preset(choices: Choices, values: Mapping[str, str]) -> dict[str, str]:
 
 
 def _context(choices: Choices, values: Mapping[str, str]) -> int:
-    """Return how long conversations may be: 1,024 tokens, or what the checkpoints can read."""
+    """Return how long conversations may be: as last, else 1,024; at most what can be read."""
+    usual = choices.last.training.render.max_tokens if choices.last else USUAL_TOKENS
     found = [choices.checkpoint(values.get(name, "")) for name in ("teacher_id", "student_id")]
     lengths = [int(c.card["context_length"]) for c in found if c is not None and c.card]
-    return min([1024, *lengths])
+    return min([usual, *lengths])
 
 
 def stem_of(values: Mapping[str, str]) -> str:

@@ -43,7 +43,7 @@ CHARTS: tuple[tuple[str, str, str, int, tuple[str, ...]], ...] = (
     ("ce", "Cross-entropy", "nats per labelled token", 4, ("train/ce_loss",)),
     ("rate", "Learning rate", "", 7, ("optim/learning_rate",)),
     ("norm", "Gradient norm", "before clipping", 3, ("optim/grad_norm",)),
-    ("speed", "Speed", "tokens/s", 0, ("perf/tokens_per_second",)),
+    ("speed", "Training speed", "tokens/s", 0, ("perf/tokens_per_second",)),
 )
 """One quantity a chart: unlike ones never share an axis."""
 TEACHER_CHARTS = frozenset({"kl"})

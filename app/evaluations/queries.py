@@ -111,6 +111,7 @@ def runs_of_group(session: Session, project_id: int, group: str | None) -> Seque
 def last_group(session: Session, project_id: int, *, finished: bool) -> tuple[str | None] | None:
     """Return the group (in a tuple: it may be None) of the newest run.
 
+    A named group counts before the runs without one: they were not started to be compared.
     `finished`: of the newest group whose runs have all ended and one of which is evaluated.
     """
     of_project = (Run.project_id == project_id, COMPARED)
@@ -124,7 +125,8 @@ def last_group(session: Session, project_id: int, *, finished: bool) -> tuple[st
             .having(func.bool_and(state.in_(sorted(TERMINAL_STATES))))
             .having(func.bool_or(Evaluation.state == "done"))
         )
-    row = session.execute(statement.order_by(func.max(Run.number).desc()).limit(1)).first()
+    order = (Run.group.is_(None), func.max(Run.number).desc())
+    row = session.execute(statement.order_by(*order).limit(1)).first()
     return None if row is None else (row[0],)
 
 

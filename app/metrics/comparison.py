@@ -252,8 +252,10 @@ def compare(
 def _headline(
     runs: Sequence[EvaluationRow], found: Sequence[Difference], deciding_metric: str
 ) -> tuple[str, ...]:
-    """Return sentences on the first distilled run (else the first run), on what decides."""
-    subject = next((r for r in runs if r.role == "distilled"), runs[0] if runs else None)
+    """Return sentences on the first distilled run, else the first that is compared."""
+    compared = {d.a for d in found if d.metric == deciding_metric}
+    subject = next((r for r in runs if r.role == "distilled"), None)
+    subject = subject or next((r for r in runs if r.name in compared), runs[0] if runs else None)
     if subject is None:
         return ("There is nothing to compare yet: no run has been evaluated.",)
     texts = [d.sentence for d in found if d.a == subject.name and d.metric == deciding_metric]

@@ -54,7 +54,7 @@ _ALL = (
     ),
     Metric(
         "tokens_per_second",
-        "Speed",
+        "Generation speed",
         "tokens/s",
         "higher",
         0,
@@ -69,7 +69,14 @@ _ALL = (
     Metric("validation/kl", "Validation KL", "nats", "lower", 4, "KL on validation data"),
     Metric("optim/grad_norm", "Gradient norm", "", "none", 3, "Norm before clipping"),
     Metric("optim/learning_rate", "Learning rate", "", "none", 6, "Rate of this step"),
-    Metric("perf/tokens_per_second", "Speed", "tokens/s", "higher", 0, "Trained tokens per second"),
+    Metric(
+        "perf/tokens_per_second",
+        "Training speed",
+        "tokens/s",
+        "higher",
+        0,
+        "Trained tokens per second",
+    ),
     Metric("data/tokens", "Tokens seen", "tokens", "none", 0, "Target tokens trained on so far"),
 )
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _ALL}

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -16,6 +15,7 @@ from app.datasets.models import DatasetVersion
 from app.datasets.queries import text_sizes
 from app.metrics.formatting import number, size
 from app.runs import queries
+from app.runs.coverage import cover as cover_of
 from app.runs.schemas import CacheOut, EstimateOut, Mend, PartOut, Phase, Seconds
 from app.settings import Settings
 from app.specs.checkpoint import BAND, CheckpointCard, compression, verdict_of_cards
@@ -95,6 +95,7 @@ def look(session: Session, subject: Subject, spec: RunSpec, project_id: int) -> 
     _look_at_rows(found, subject, spec)
     if found.blocked is not None:
         return found
+    _look_at_weights(found, subject, spec)
     _look_at_data(found, subject, spec)
     _look_at_teacher(session, found, subject, spec)
     _look_at_sizes(found, subject, spec)
@@ -121,6 +122,17 @@ def _look_at_rows(found: Findings, subject: Subject, spec: RunSpec) -> None:
             "An objective with a teacher term needs a teacher: choose one, or set alpha to 0."
         )
         found.block(sentence, SEQUENCE_LEVEL)
+
+
+def _look_at_weights(found: Findings, subject: Subject, spec: RunSpec) -> None:
+    if subject.teacher is not None and subject.teacher.id == subject.student.id:
+        found.block(
+            "Teacher and student are one checkpoint: it would learn what it does already. Choose "
+            "a smaller student, or make one from the teacher."
+        )
+    depth, top = subject.cards[1].depth, spec.training.trainable.top_layers
+    if top is not None and top > depth:
+        found.block(f"The student has {depth} layers: train at most so many, or leave it empty.")
 
 
 def _look_at_data(found: Findings, subject: Subject, spec: RunSpec) -> None:
@@ -350,45 +362,6 @@ def _tokens_a_conversation(
     return min(mean, spec.training.render.max_tokens), words
 
 
-def _cover(session: Session, subject: Subject, spec: RunSpec, mean: float) -> CacheOut | None:
-    """Return what the cache covers, as recorded by the last capture of this version."""
-    teacher, _ = subject.cards
-    if teacher is None or not spec.training.objective.needs_teacher:
-        return None
-    address = space_of(teacher, spec.capture).address
-    report = cache.report(session, address)
-    measured: dict[str, Any] = {}
-    if report is not None:
-        checked = report.faithfulness
-        measured = {
-            "captured_mass": report.captured_mass,
-            "faithfulness": checked.sentence if checked else None,
-        }
-    known = cache.coverage(session, address, subject.version.id, spec.training.render)
-    if known is not None:
-        return CacheOut(
-            conversations=known.conversations,
-            cached=known.cached,
-            missing_tokens=known.missing_rows,
-            basis="As the last capture of this version found it; it may hold more by now.",
-            **measured,
-        )
-    count = subject.split("train") + subject.split("validation")
-    size = cache.size(session, address)
-    held = (
-        f" The cache holds {number(size.rows)} tokens of other versions, which may overlap."
-        if size.rows
-        else ""
-    )
-    return CacheOut(
-        conversations=count,
-        cached=0 if not size.rows else None,
-        missing_tokens=round(count * max(mean - 1, 0)),
-        basis=f"No capture of this version with this teacher yet: all of it is counted.{held}",
-        **measured,
-    )
-
-
 def _disk(
     session: Session, subject: Subject, spec: RunSpec, cover: CacheOut | None
 ) -> dict[str, int]:
@@ -459,7 +432,8 @@ def estimate(
     mean, basis = _tokens_a_conversation(session, subject, spec, settings)
     schedule = spec.training.schedule
     tokens = round(schedule.steps * schedule.batch_size * mean)
-    cover = _cover(session, subject, spec, mean)
+    count = subject.split("train") + subject.split("validation")
+    cover = cover_of(session, subject.cards[0], spec, count=count, mean=mean)
     parts = [_part(session, "train", tokens, subject.student, "tokens")]
     if cover is not None:
         missing = cover.missing_tokens

@@ -16,6 +16,7 @@ from app.jobs.models import Job, JobAttempt
 from app.runs.models import Run, RunJob
 from app.runs.schemas import PHASES, LogLine, Phase, PhaseOut, RunOut
 from app.specs.jobs import TERMINAL_STATES, JobState
+from app.specs.training import RunSpec
 
 MAX_POINTS = 2000
 _TERMINAL = sorted(TERMINAL_STATES)
@@ -178,6 +179,18 @@ def listed(
     statement = view_statement(scope, state)
     rows = session.execute(statement.order_by(Run.number.desc()).limit(limit)).all()
     return with_phases(session, rows)
+
+
+def last_spec(session: Session, project_id: int) -> RunSpec | None:
+    """Return the spec of a project's newest run that is not a fine-tuning."""
+    newest = (
+        select(Run.spec)
+        .where(Run.project_id == project_id, Run.role != "fine_tune")
+        .order_by(Run.number.desc())
+        .limit(1)
+    )
+    found = session.scalar(newest)
+    return None if found is None else RunSpec.model_validate(found)
 
 
 def by_number(session: Session, project_id: int, number: int) -> RunView | None:

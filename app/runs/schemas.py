@@ -20,7 +20,7 @@ class RunRequest(BaseModel):
     Without a teacher or student the project's are taken; `teacher: null` asks for none.
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", str_strip_whitespace=True)
 
     name: str = Field(min_length=1, max_length=80)
     teacher: str | int | None = None

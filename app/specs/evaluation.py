@@ -4,11 +4,11 @@ from typing import Literal
 
 from pydantic import Field
 
-from app.specs.base import Spec
+from app.specs.base import Chosen, Spec
 from app.specs.conversation import Split
 
 
-class EvaluationSpec(Spec):
+class EvaluationSpec(Chosen):
     """The basic pack: generation scored against a truth, and fidelity on the logged answer.
 
     `truth` is what generated answers are compared with: the reference where there is one, else the

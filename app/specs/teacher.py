@@ -4,13 +4,13 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from app.specs.base import Spec
+from app.specs.base import Chosen, Spec
 from app.specs.fingerprint import fingerprint
 
 SHARD_FORMAT = 1
 
 
-class CaptureProfile(Spec):
+class CaptureProfile(Chosen):
     """How much of the teacher's distribution a row keeps (engine: head mass, bucket per T)."""
 
     name: Literal["standard"] = "standard"

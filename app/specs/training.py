@@ -1,19 +1,20 @@
 """A run: what is trained, on what, with which objective and schedule."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from app.specs.base import Spec
+from app.specs.base import Chosen
 from app.specs.evaluation import EvaluationSpec
 from app.specs.teacher import CaptureProfile
 
 ObjectiveKind = Literal["forward_kl", "reverse_kl", "jsd", "total_variation", "ce"]
 CeTarget = Literal["reference", "logged"]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 RunRole = Literal["distilled", "sequence_level", "labels_only", "fine_tune"]
 
 
-class Objective(Spec):
+class Objective(Chosen):
     """loss = Σ m(α T² KD + (1 − α) CE) / Σ m, per target token.
 
     `kind` is the divergence KD from teacher to student at `temperature`; `beta`, the teacher's
@@ -44,30 +45,36 @@ class Objective(Spec):
         return self.alpha > 0
 
 
-class Schedule(Spec):
+class Schedule(Chosen):
     """Optimiser steps and their shape. A batch is `batch_size` conversations a step."""
 
-    steps: int = Field(default=150, ge=1)
-    batch_size: int = Field(default=16, ge=1)
+    steps: int = Field(default=150, ge=1, le=10_000_000)
+    batch_size: int = Field(default=16, ge=1, le=1_000_000)
     micro_batch_size: int | None = Field(default=None, ge=1)
-    learning_rate: float = Field(default=5e-4, gt=0)
+    learning_rate: float = Field(default=5e-4, gt=0, le=10)
     warmup_steps: int = Field(default=10, ge=0)
     min_lr_ratio: float = Field(default=0.1, ge=0, le=1)
     weight_decay: float = Field(default=0.0, ge=0)
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
     max_grad_norm: float = Field(default=1.0, gt=0)
     snapshot_every: int = Field(default=50, ge=1)
     validate_every: int = Field(default=50, ge=1)
 
+    @model_validator(mode="after")
+    def _micro_batch_fits(self) -> "Schedule":
+        if self.micro_batch_size is not None and self.micro_batch_size > self.batch_size:
+            raise ValueError("micro_batch_size must be at most batch_size")
+        return self
 
-class Trainable(Spec):
+
+class Trainable(Chosen):
     """Which weights move: all, or the top layers; embeddings (and tied head) may stay frozen."""
 
     top_layers: int | None = Field(default=None, ge=1)
     freeze_embeddings: bool = False
 
 
-class RenderSpec(Spec):
+class RenderSpec(Chosen):
     """How a conversation becomes ids. Cut rule: system stays, oldest turns go, at a user turn."""
 
     max_tokens: int = Field(default=1024, ge=8)
@@ -75,7 +82,7 @@ class RenderSpec(Spec):
     answer: CeTarget = "logged"
 
 
-class TrainingSpec(Spec):
+class TrainingSpec(Chosen):
     """Everything the trainer itself reads."""
 
     objective: Objective = Objective()
@@ -84,7 +91,7 @@ class TrainingSpec(Spec):
     render: RenderSpec = RenderSpec()
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     loss_chunk_tokens: int = Field(default=256, ge=1)
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     max_train_conversations: int | None = Field(default=None, ge=1)
 
     @model_validator(mode="after")
@@ -94,7 +101,7 @@ class TrainingSpec(Spec):
         return self
 
 
-class RunSpec(Spec):
+class RunSpec(Chosen):
     """The whole truth of a run, frozen when it starts. Ids are rows of the installation."""
 
     name: str = Field(min_length=1, max_length=80)

@@ -34,6 +34,14 @@ def coverage(
     return session.get(CacheCoverage, (address, version_id, fingerprint(render)))
 
 
+def is_captured(session: Session, address: str, version_id: int) -> bool:
+    """Return whether a version was captured in a space, however it was rendered."""
+    found = select(CacheCoverage.space).where(
+        CacheCoverage.space == address, CacheCoverage.dataset_version_id == version_id
+    )
+    return session.scalar(found.limit(1)) is not None
+
+
 def rendered_size(session: Session, version_id: int, render: RenderSpec) -> CacheCoverage | None:
     """Return the newest capture that rendered a version this way, whatever the teacher."""
     return session.scalar(

@@ -7,6 +7,7 @@ from urllib.parse import quote
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from sqlalchemy.exc import DataError, OperationalError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
@@ -23,6 +24,9 @@ WORDS = {
     400: ("The request is not well-formed", "The server could not read the request."),
 }
 UNKNOWN = ("Something failed on our side", "It was logged under the request id below.")
+
+UNSTORABLE = "Text must hold no NUL character, and a whole number must fit 64 bits."
+NO_DATABASE = "Nothing was changed. Try again when it is back."
 
 
 def wants_json(request: Request) -> bool:
@@ -43,6 +47,10 @@ def _describe(error: Exception) -> tuple[int, str, str, dict[str, str]]:
     if isinstance(error, HTTPException):
         title, text = WORDS.get(error.status_code, (HTTPStatus(error.status_code).phrase, ""))
         return error.status_code, title, text, {}
+    if isinstance(error, DataError):
+        return 422, "A value cannot be stored", UNSTORABLE, {}
+    if isinstance(error, OperationalError):
+        return 503, "The database does not answer", NO_DATABASE, {}
     return SERVER_ERROR, *UNKNOWN, {}
 
 
@@ -63,6 +71,8 @@ def _sign_in(request: Request, error: NotSignedIn) -> Response:
 def show_error(request: Request, error: Exception) -> Response:
     """Answer an error in the form the caller can use."""
     status, title, text, fields = _describe(error)
+    if isinstance(error, DataError) and request.method in ("GET", "HEAD"):
+        status, (title, text) = HTTPStatus.NOT_FOUND, WORDS[HTTPStatus.NOT_FOUND]
     request_id: str = getattr(request.state, "request_id", "")
     name = type(error).__name__ if isinstance(error, AppError) else "Error"
     extra = dict(getattr(error, "headers", None) or {})
@@ -86,11 +96,13 @@ def show_error(request: Request, error: Exception) -> Response:
 
 def _handler(request: Request, error: Exception) -> Response:
     """Run in a worker thread: an address without a route has not asked yet who is calling."""
+    if isinstance(error, OperationalError):
+        request.state.principal = None  # who is calling stands in the database
     if not wants_json(request) and not hasattr(request.state, "principal"):
         request.state.principal = principal_for_page(request)
     return show_error(request, error)
 
 
 def install(app: FastAPI) -> None:
-    for kind in (AppError, RequestValidationError, HTTPException):
+    for kind in (AppError, RequestValidationError, HTTPException, DataError, OperationalError):
         app.add_exception_handler(kind, _handler)

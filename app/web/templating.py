@@ -61,6 +61,7 @@ def make_environment() -> Environment:
     """Build the environment: strict, escaped, with filters, `static`, `csp_nonce` and `ui`."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
+        auto_reload=False,  # new templates beside old code would fail while an upgrade is copied
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -93,7 +93,7 @@ def test_equal_and_empty_columns_are_hidden_and_shown_again(signed_in: TestClien
     heads = heads_of(text)
     assert heads[2] == "Exact match"
     assert {"α", "T", "Trained on", "Objective"} <= set(heads)
-    assert not {"Steps", "Seed", "Speed", "Student"} & set(heads)
+    assert not {"Steps", "Seed", "Generation speed", "Student"} & set(heads)
     hidden = re.search(r"(\d+) equal columns hidden", text)
     assert hidden is not None
     every = heads_of(signed_in.get(PAGE, params={"diff": "0"}).text)

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from app.checkpoints.models import Checkpoint
 from app.dashboard import new_run
 from app.projects.models import Project
 from app.specs.training import RunSpec
@@ -114,12 +115,16 @@ def test_another_kind_fills_what_follows_from_it(
     assert values_of(back)["alpha"] == "0.7"
 
 
+@pytest.mark.parametrize(("depth", "layers"), [(30, "8"), (8, "")])
 def test_tuning_the_teacher_trains_its_top_layers(
-    pages: TestClient, parts: Services, values: dict[str, Any]
+    pages: TestClient, parts: Services, values: dict[str, Any], depth: int, layers: str
 ) -> None:
+    with parts.sessions.begin() as session:
+        teacher = session.get_one(Checkpoint, session.get_one(Project, 1).teacher_id)
+        teacher.card = {**(teacher.card or {}), "depth": depth}
     asked = {**values, "role": "fine_tune", "fill": "role"}
     filled = values_of(pages.post(f"{RUNS}/new/fill", data=asked, headers=PARTIAL).text)
-    assert (filled["top_layers"], filled["teacher_id"]) == ("8", "")
+    assert (filled["top_layers"], filled["teacher_id"]) == (layers, "")
     pages.post(RUNS, data=filled)
     run = pages.get("/api/v1/projects/support-router/runs/1").json()
     assert (run["role"], run["teacher_id"]) == ("fine_tune", None)
@@ -146,7 +151,7 @@ def test_a_large_version_gets_its_epochs() -> None:
         id, state = 1, "frozen"
         funnel = {"splits": {"train": 16_000}}  # noqa: RUF012 - a stand-in
 
-    choices = new_run.Choices([], [Funnel()])  # type: ignore[list-item]
+    choices = new_run.Choices([], [Funnel()], None)  # type: ignore[list-item]
     asked = {**new_run.DEFAULTS, "dataset_version_id": "1", "preset": "balanced"}
     # 3 epochs × 16,000 ÷ 16 a step.
     assert new_run.with_preset(choices, asked)["steps"] == "3000"

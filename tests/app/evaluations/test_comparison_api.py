@@ -83,6 +83,9 @@ def test_no_name_compares_the_last_group_that_has_finished(
 
     world.finish(unfinished, 90)
     assert names(get()) == ["teacher", "undistilled", "kd"]
+    # A run that was started by itself does not take the place of a group.
+    world.finish(world.start("alone", group=None), 10)
+    assert names(get()) == ["teacher", "undistilled", "kd"]
 
 
 def test_rows_by_name_number_and_evaluation(world: World, get: Callable[..., dict]) -> None:  # type: ignore[type-arg] - JSON
@@ -156,7 +159,7 @@ def test_csv_reads_back(world: World, api_client: TestClient) -> None:
     assert [row["name"] for row in rows] == ["teacher", "undistilled", "'=1+1"]
     assert float(rows[2]["Exact match (%)"]) == 90
     assert float(rows[2]["KL to teacher (nats)"]) == pytest.approx((90 * 0.1 + 10 * 2.1) / 1000)
-    assert (rows[2]["Speed n"], rows[2]["Exact match n"]) == ("3", "100")
+    assert (rows[2]["Generation speed n"], rows[2]["Exact match n"]) == ("3", "100")
     assert api_client.get(ADDRESS, params={"format": "xml"}).status_code == 422
 
 

@@ -54,6 +54,12 @@ def test_baseline_verdict_knows_direction(metric: str, value: float, p: float, w
     assert against_baseline(metric, Estimate(value, -0.1, 0.1), 200, p) == "no evidence"
 
 
+def test_the_headline_is_about_a_row_that_is_compared() -> None:
+    rows = [row("undistilled", "undistilled", 10), row("labels", "labels_only", 120)]
+    found = compare(rows, deciding_metric="exact_match", tolerance=2.0, baseline="undistilled")
+    assert found.sentence.startswith("labels is better than undistilled on Exact match")
+
+
 def test_comparison_json_and_words() -> None:
     rows = [
         row("teacher", "teacher", 190),
@@ -182,7 +188,10 @@ def test_speeds_have_no_verdict() -> None:
     rows = [timed("t", "teacher", 100.0), timed("kd", "distilled", 400.0)]
     (d,) = compare(rows, deciding_metric="kl", tolerance=2).differences
     assert (d.value, d.verdict) == (300.0, "not compared")
-    assert d.sentence == "kd and t are not compared on Speed: it was measured at other times."
+    assert (
+        d.sentence
+        == "kd and t are not compared on Generation speed: it was measured at other times."
+    )
 
 
 def test_numbers_as_the_design_writes_them() -> None:

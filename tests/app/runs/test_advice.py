@@ -248,6 +248,7 @@ REFERENCE = {
         ({"splits": {"train": 9, "validation": 2}}, {}, "test split has no conversations"),
         ({"references": 0}, REFERENCE, "No conversation of this version has a reference"),
         ({}, {"objective": {"temperature": 1.5}}, "Temperature 1.5 is not in the cache's grid"),
+        ({}, {"trainable": {"top_layers": 999}}, "layers: train at most so many"),
     ],
 )
 def test_what_cannot_work_is_blocked_with_its_reason(
@@ -259,6 +260,18 @@ def test_what_cannot_work_is_blocked_with_its_reason(
 ) -> None:
     bench = Bench(session, settings, **version)
     assert words in str(bench.look(bench.spec(**training)).blocked)
+
+
+def test_a_teacher_that_is_its_own_student_is_refused(bench: Bench) -> None:
+    spec = bench.spec().model_copy(update={"student_id": bench.teacher.id})
+    assert "one checkpoint" in str(bench.look(spec).blocked)
+
+
+def test_a_version_that_was_captured_at_another_length_is_not_called_new(bench: Bench) -> None:
+    bench.captured()
+    cover = bench.look(bench.spec(render={"max_tokens": 77})).cache
+    assert cover is not None
+    assert "captured with other rendering settings" in cover.basis
 
 
 def test_a_checkpoint_that_is_not_ready_blocks(bench: Bench) -> None:

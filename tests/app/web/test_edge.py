@@ -7,6 +7,7 @@ import time
 import pytest
 from fastapi import FastAPI, Request
 from sqlalchemy import text
+from sqlalchemy.exc import OperationalError
 from starlette.responses import PlainTextResponse, Response
 from starlette.testclient import TestClient
 
@@ -199,3 +200,24 @@ def test_open_bind_without_tls_is_refused(settings: Settings) -> None:
 def test_cookie_has_the_host_prefix_behind_tls(settings: Settings) -> None:
     assert cookie_name(settings) == "stillhouse"
     assert cookie_name(settings.model_copy(update={"behind_tls": True})) == "__Host-stillhouse"
+
+
+def test_what_the_database_cannot_hold_is_refused_and_not_our_failure(
+    signed_in: TestClient, api_client: TestClient
+) -> None:
+    for path in ("/projects/%00", "/projects/x/runs/99999999999999999999"):
+        assert signed_in.get(path).status_code == 404, path
+    assert api_client.get("/api/v1/jobs/99999999999999999999").status_code == 404
+    refused = api_client.post("/api/v1/projects", json={"name": "a\0b"})
+    assert refused.status_code == 422
+    assert "NUL" in refused.json()["message"]
+
+
+def test_a_database_that_is_away_is_said(app: FastAPI, client: TestClient) -> None:
+    def away() -> Response:
+        raise OperationalError("select 1", {}, Exception("connection refused"))
+
+    app.add_api_route("/away", away, dependencies=[open_to_all()])
+    page = client.get("/away")
+    assert page.status_code == 503
+    assert "The database does not answer" in page.text

@@ -1,0 +1,61 @@
+"""What the teacher cache covers of a dataset version, as the last capture of it found."""
+
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from app.metrics.formatting import number
+from app.runs.schemas import CacheOut
+from app.specs.checkpoint import CheckpointCard
+from app.specs.training import RunSpec
+from app.teacher_cache import queries as cache
+from app.teacher_cache.service import space_of
+
+
+def cover(
+    session: Session, teacher: CheckpointCard | None, spec: RunSpec, *, count: int, mean: float
+) -> CacheOut | None:
+    """Return what the cache covers; None where the run reads no teacher.
+
+    count: train and validation conversations; mean: tokens of one.
+    """
+    if teacher is None or not spec.training.objective.needs_teacher:
+        return None
+    address = space_of(teacher, spec.capture).address
+    known = cache.coverage(session, address, spec.dataset_version_id, spec.training.render)
+    if known is not None:
+        return CacheOut(
+            conversations=known.conversations,
+            cached=known.cached,
+            missing_tokens=known.missing_rows,
+            basis="As the last capture of this version found it; it may hold more by now.",
+            **_measured(session, address),
+        )
+    rows = cache.size(session, address).rows
+    if cache.is_captured(session, address, spec.dataset_version_id):
+        basis = (
+            "This version was captured with other rendering settings (length, turns or text). How "
+            "much of that serves here is found when the run starts; all of it is counted."
+        )
+    else:
+        basis = "No capture of this version with this teacher yet: all of it is counted."
+        if rows:
+            basis += f" The cache holds {number(rows)} tokens of other versions, which may overlap."
+    return CacheOut(
+        conversations=count,
+        cached=None if rows else 0,
+        missing_tokens=round(count * max(mean - 1, 0)),
+        basis=basis,
+        **_measured(session, address),
+    )
+
+
+def _measured(session: Session, address: str) -> dict[str, Any]:
+    report = cache.report(session, address)
+    if report is None:
+        return {}
+    checked = report.faithfulness
+    return {
+        "captured_mass": report.captured_mass,
+        "faithfulness": checked.sentence if checked else None,
+    }
