@@ -34,6 +34,12 @@ class Child:
         gpu: GpuLock | None = None,
     ) -> None:
         life_read, self._life_write = os.pipe()
+        try:
+            body = orjson.dumps(request | {"life_pipe": life_read})
+        except TypeError:
+            os.close(life_read)
+            os.close(self._life_write)
+            raise
         os.set_inheritable(life_read, True)
         self.events: queue.SimpleQueue[Spec | None] = queue.SimpleQueue()
         self.stderr: deque[str] = deque(maxlen=STDERR_LINES)
@@ -52,7 +58,7 @@ class Child:
         if stdin is None or stdout is None or stderr is None:
             raise RuntimeError("the child has no pipes")
         with contextlib.suppress(BrokenPipeError):
-            stdin.write(orjson.dumps(request | {"life_pipe": life_read}))
+            stdin.write(body)
             stdin.close()
         self._threads = [
             threading.Thread(target=self._read_events, args=(stdout,), daemon=True),

@@ -127,7 +127,13 @@ class JobHand:
             self._fail(ErrorEvent(error=type(error).__name__, message=error.message))
             return
         command = [sys.executable, "-m", self.sup.child_module, self.held.kind]
-        child = Child(command, self._request(inputs), root=ROOT, gpu=self.gpu)
+        try:
+            child = Child(command, self._request(inputs), root=ROOT, gpu=self.gpu)
+        except (TypeError, OSError) as error:
+            words = f"The job's process could not be started: {error}. The worker's log says more."
+            log.exception("child_not_started")
+            self._fail(ErrorEvent(error="not_started", message=words))
+            return
         try:
             self._watch(child)
             code = child.process.wait()

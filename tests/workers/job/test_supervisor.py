@@ -24,7 +24,7 @@ from app.specs.jobs import JobKind, JobState, Queue
 from app.specs.training import RunSpec
 from tests.support.probe_tasks import ProbeInputs, ProbeTask
 from workers.job.child import EXIT_STOPPED
-from workers.job.supervisor import ROOT, Supervisor
+from workers.job.supervisor import ROOT, JobHand, Supervisor
 
 Factory = sessionmaker[Session]
 
@@ -125,6 +125,17 @@ def test_a_job_is_carried_out_and_its_points_are_stored(
         assert [step for step, _ in series(session, [job_id])["train/loss"]] == [1, 2, 3, 4, 5]
     assert task.applied == [{"stopped_at": None, "started_from": 0}]
     assert supervisor(factory, settings, task).run_next() is False
+
+
+def test_a_child_that_cannot_be_started_fails_the_job_at_once(
+    factory: Factory, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(JobHand, "_request", lambda *_: {"seed": 2**70})
+    job_id = enqueue(factory)
+    supervisor(factory, settings, ProbeTask()).run_next()
+    job = job_of(factory, job_id)
+    assert (job.state, job.error, job.attempt) == (JobState.FAILED, "not_started", 1)
+    assert "Integer exceeds 64-bit range" in str(job.error_message)
 
 
 def test_a_named_failure_is_shown_and_not_retried(factory: Factory, settings: Settings) -> None:
