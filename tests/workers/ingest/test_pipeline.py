@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from app.specs.conversation import Reject
@@ -185,7 +185,11 @@ def mutated(draw: st.DrawFn) -> bytes:
         place = place[key]
 
 
+ODD_FINISH = GOOD[0].replace(b'"finish_reason": "stop"', b'"finish_reason": []')
+
+
 @settings(max_examples=25, deadline=None)
+@example([ODD_FINISH])
 @given(
     st.lists(mutated() | st.binary(max_size=30).map(lambda b: b.replace(b"\n", b"")), max_size=8)
 )

@@ -69,7 +69,7 @@ def _answer(choice: Any, model: str | None) -> Message:
     if not message.content.strip() and not message.tool_calls:
         raise skipped("answer_empty")
     finish = choice.get("finish_reason")
-    if finish in _CUT:
+    if isinstance(finish, str) and finish in _CUT:
         flags.add(_CUT[finish])
     changed = {
         "finish_reason": str(finish) if finish else None,
