@@ -1,16 +1,18 @@
 """Services shared by the whole test run, and a transaction per test that is rolled back."""
 
+import logging
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 from sqlalchemy import Engine
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, sessionmaker
 
 from app import metadata  # noqa: F401 - rows refer to tables of every domain
 from app.db.migrate import upgrade
-from app.db.session import make_engine
+from app.db.session import make_engine, make_session_factory
 from app.local.postgres import TEST_OPTIONS, Postgres
 from app.local.valkey import Valkey
 from app.settings import Settings
@@ -60,6 +62,28 @@ def own_database(servers: tuple[Postgres, Valkey], request: pytest.FixtureReques
     name = f"t_{abs(hash(request.node.nodeid)):x}"
     servers[0].create_database(name, template="stillhouse_template")
     yield servers[0].url(name)
+
+
+@pytest.fixture
+def factory(own_database: str) -> Iterator[sessionmaker[Session]]:
+    """Sessions on a database of the test's own."""
+    engine = make_engine(own_database)
+    yield make_session_factory(engine)
+    engine.dispose()
+
+
+@pytest.fixture
+def restored_logs() -> Iterator[None]:
+    """Put back what a test changes of logging."""
+    config, handlers, level = (
+        structlog.get_config(),
+        logging.root.handlers[:],
+        logging.root.level,
+    )
+    yield
+    structlog.configure(**config)
+    logging.root.handlers[:] = handlers
+    logging.root.setLevel(level)
 
 
 @pytest.fixture

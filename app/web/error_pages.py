@@ -5,9 +5,10 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
 
+import structlog
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
-from sqlalchemy.exc import DataError, OperationalError
+from sqlalchemy.exc import DataError, DBAPIError, OperationalError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
@@ -25,6 +26,9 @@ WORDS = {
 }
 UNKNOWN = ("Something failed on our side", "It was logged under the request id below.")
 
+log = structlog.get_logger()
+GONE = ("08", "57P")
+"""Classes of SQLSTATE: connection exception, and the server shut down or is starting."""
 UNSTORABLE = "Text must hold no NUL character, and a whole number must fit 64 bits."
 NO_DATABASE = "Nothing was changed. Try again when it is back."
 
@@ -49,7 +53,7 @@ def _describe(error: Exception) -> tuple[int, str, str, dict[str, str]]:
         return error.status_code, title, text, {}
     if isinstance(error, DataError):
         return 422, "A value cannot be stored", UNSTORABLE, {}
-    if isinstance(error, OperationalError):
+    if _is_away(error):
         return 503, "The database does not answer", NO_DATABASE, {}
     return SERVER_ERROR, *UNKNOWN, {}
 
@@ -94,9 +98,19 @@ def show_error(request: Request, error: Exception) -> Response:
     return render(request, "errors/error.html", context, status=status, headers=extra)
 
 
+def _is_away(error: Exception) -> bool:
+    """Return whether the database cannot be reached; a deadlock or a full disk is another thing."""
+    if not isinstance(error, OperationalError):
+        return False
+    state = getattr(error.orig, "sqlstate", None)
+    return state is None or state.startswith(GONE)
+
+
 def _handler(request: Request, error: Exception) -> Response:
     """Run in a worker thread: an address without a route has not asked yet who is calling."""
-    if isinstance(error, OperationalError):
+    if isinstance(error, DBAPIError):
+        log.error("database_error", exc_info=error)
+    if _is_away(error):
         request.state.principal = None  # who is calling stands in the database
     if not wants_json(request) and not hasattr(request.state, "principal"):
         request.state.principal = principal_for_page(request)

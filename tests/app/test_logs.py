@@ -1,8 +1,6 @@
 """Logs carry tracebacks without local variables, and the ids by which a request leads to its job."""
 
 import json
-import logging
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,18 +15,7 @@ from app.projects.schemas import ProjectCreate
 from app.specs.checkpoint import HubSource
 from app.web.deps import Services
 
-
-@pytest.fixture(autouse=True)
-def _restore() -> Iterator[None]:
-    config, handlers, level = (
-        structlog.get_config(),
-        logging.root.handlers[:],
-        logging.root.level,
-    )
-    yield
-    structlog.configure(**config)
-    logging.root.handlers[:] = handlers
-    logging.root.setLevel(level)
+pytestmark = pytest.mark.usefixtures("restored_logs")
 
 
 def _fail(password: str) -> None:

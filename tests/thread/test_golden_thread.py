@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from app.checkpoints.schemas import CheckpointAdd, StudentMake
 from app.datasets import service as datasets
 from app.datasets.models import DatasetVersion
 from app.datasets.schemas import ImportRequest
-from app.db.session import make_engine, make_session_factory, transaction
+from app.db.session import transaction
 from app.evaluations import service as evaluations
 from app.evaluations.comparing import compare_chosen
 from app.evaluations.schemas import Choice
@@ -41,13 +40,6 @@ Factory = sessionmaker[Session]
 CONVERSATIONS = 60
 REFERENCED = 20
 OWNER = "tester"
-
-
-@pytest.fixture
-def factory(own_database: str) -> Iterator[Factory]:
-    engine = make_engine(own_database)
-    yield make_session_factory(engine)
-    engine.dispose()
 
 
 def upload(session: Session, project: Project, path: Path, settings: Settings) -> int:

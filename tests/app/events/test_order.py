@@ -2,24 +2,14 @@
 
 import threading
 import time
-from collections.abc import Iterator
 
-import pytest
 from sqlalchemy.orm import Session, sessionmaker
 
-from app.db.session import make_engine, make_session_factory
 from app.events.append import append, write_pending
 from app.events.queries import events_after
 
 STREAMS = ("run:1", "cache:7")
 Factory = sessionmaker[Session]
-
-
-@pytest.fixture
-def factory(own_database: str) -> Iterator[Factory]:
-    engine = make_engine(own_database)
-    yield make_session_factory(engine)
-    engine.dispose()
 
 
 class Reader:

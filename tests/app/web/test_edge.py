@@ -6,6 +6,7 @@ import time
 
 import pytest
 from fastapi import FastAPI, Request
+from psycopg.errors import DeadlockDetected
 from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 from starlette.responses import PlainTextResponse, Response
@@ -217,7 +218,12 @@ def test_a_database_that_is_away_is_said(app: FastAPI, client: TestClient) -> No
     def away() -> Response:
         raise OperationalError("select 1", {}, Exception("connection refused"))
 
-    app.add_api_route("/away", away, dependencies=[open_to_all()])
+    def deadlocked() -> Response:
+        raise OperationalError("select 1", {}, DeadlockDetected("deadlock detected"))
+
+    for path, endpoint in (("/away", away), ("/deadlock", deadlocked)):
+        app.add_api_route(path, endpoint, dependencies=[open_to_all()])
     page = client.get("/away")
     assert page.status_code == 503
     assert "The database does not answer" in page.text
+    assert client.get("/deadlock").status_code == 500, "another thing than being away"

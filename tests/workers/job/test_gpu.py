@@ -3,13 +3,12 @@
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from sqlalchemy.orm import Session, sessionmaker
 
-from app.db.session import make_engine, make_session_factory, transaction
+from app.db.session import transaction
 from app.jobs import service
 from app.jobs.models import Job
 from app.jobs.nudge import Broker
@@ -23,13 +22,6 @@ from workers.job.supervisor import Supervisor
 
 CARDS = ("GPU-aaaa-1", "GPU-bbbb-2")
 Factory = sessionmaker[Session]
-
-
-@pytest.fixture
-def factory(own_database: str) -> Iterator[Factory]:
-    engine = make_engine(own_database)
-    yield make_session_factory(engine)
-    engine.dispose()
 
 
 def test_each_card_is_taken_once_and_given_back(tmp_path: Path) -> None:

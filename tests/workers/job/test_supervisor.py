@@ -6,7 +6,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -14,7 +13,7 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.orm import Session, sessionmaker
 
-from app.db.session import make_engine, make_session_factory, transaction
+from app.db.session import transaction
 from app.events.queries import series
 from app.jobs import service
 from app.jobs.models import Job, JobAttempt
@@ -31,13 +30,6 @@ Factory = sessionmaker[Session]
 
 class ProbeSpec(RunSpec):
     probe: ProbeInputs
-
-
-@pytest.fixture
-def factory(own_database: str) -> Iterator[Factory]:
-    engine = make_engine(own_database)
-    yield make_session_factory(engine)
-    engine.dispose()
 
 
 def supervisor(factory: Factory, settings: Settings, task: ProbeTask) -> Supervisor:
