@@ -16,11 +16,12 @@ from app.jobs import service as jobs_service
 from app.jobs.models import Job
 from app.jobs.service import JobRequest, enqueue, request_cancel
 from app.projects.models import Project
-from app.runs import advice, queries
-from app.runs.advice import Subject, look
+from app.runs import estimates, queries
+from app.runs.advice import look
 from app.runs.models import Run, RunJob
 from app.runs.queries import RunView
 from app.runs.schemas import EstimateOut, RunRequest
+from app.runs.subject import Subject
 from app.settings import Settings
 from app.specs.checkpoint import CheckpointCard
 from app.specs.fingerprint import fingerprint
@@ -250,7 +251,7 @@ def estimate(
     """Return what a run would read, take and last, and why it cannot start if so."""
     subject = subject_of(session, project, spec)
     found = look(session, subject, spec, project.id)
-    return advice.estimate(session, subject, spec, found, settings, anchors=anchors or {})
+    return estimates.estimate(session, subject, spec, found, settings, anchors=anchors or {})
 
 
 def get(session: Session, project: Project, number: int) -> RunView:

@@ -15,8 +15,9 @@ from app.evaluations import service as evaluations
 from app.jobs.service import JobRequest, enqueue
 from app.projects.models import Project
 from app.runs import service
-from app.runs.advice import epochs, spread, trained_on
 from app.runs.schemas import EstimateOut, PartOut
+from app.runs.subject import epochs, trained_on
+from app.runs.times import spread
 from app.settings import Settings
 from app.specs.checkpoint import CheckpointCard, verdict_of_cards
 from app.specs.jobs import JobKind, JobState, PrecomputeJob

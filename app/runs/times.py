@@ -1,0 +1,102 @@
+"""How long the phases of a run take, by what this installation's past jobs did."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from app.checkpoints.models import Checkpoint
+from app.metrics.formatting import number
+from app.runs import queries
+from app.runs.schemas import PartOut, Phase, Seconds
+
+FEW_JOBS = 3
+WIDER = 1.25
+"""With fewer past jobs than FEW_JOBS a range reaches this factor beyond what was seen."""
+SLOW = 10
+"""Rates below it are told with one digit after the point."""
+
+
+def spread(amount: float, rates: Sequence[float]) -> Seconds:
+    """Return how long `amount` takes at past rates (amount per second): fastest to slowest.
+
+    The middle is the median rate; fewer than three past jobs widen the range by a quarter.
+    """
+    wider = WIDER if len(rates) < FEW_JOBS else 1.0
+    return Seconds(
+        low=amount / max(rates) / wider,
+        middle=amount / median(rates),
+        high=amount / min(rates) * wider,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Past:
+    """One past job: for which checkpoint, and how much of its unit it did a second."""
+
+    checkpoint_id: int | None
+    rate: float
+
+
+def _past(session: Session, phase: Phase) -> list[_Past]:
+    jobs = queries.past_jobs(session, phase)
+    runs = {job.run_id for job in jobs if job.run_id is not None}
+    students = queries.students_of(session, runs)
+    return [
+        _Past(job.checkpoint_id or students.get(job.run_id or 0), job.amount / job.seconds)
+        for job in jobs
+    ]
+
+
+def part(
+    session: Session, phase: Phase, amount: float, checkpoint: Checkpoint | None, unit: str
+) -> PartOut:
+    """Estimate one phase from past jobs: of the same weights, else scaled by compute a token."""
+    if amount == 0:
+        return PartOut(
+            phase=phase, seconds=Seconds(low=0, middle=0, high=0), basis="Nothing to do."
+        )
+    past = _past(session, phase)
+    same = [p.rate for p in past if checkpoint is not None and p.checkpoint_id == checkpoint.id]
+    if same:
+        basis = f"From {_jobs(len(same))} of this checkpoint, {_rate(median(same))} {unit}/s."
+        return PartOut(phase=phase, seconds=spread(amount, same), basis=basis)
+    rates = _scaled(session, past, checkpoint)
+    if not rates:
+        return PartOut(
+            phase=phase,
+            seconds=None,
+            basis="No past job of this kind on this installation to judge by.",
+        )
+    basis = f"From {_jobs(len(rates))} of other checkpoints, scaled by compute per token."
+    return PartOut(phase=phase, seconds=spread(amount, rates), basis=basis)
+
+
+def _rate(rate: float) -> str:
+    return number(rate, 0 if rate >= SLOW else 1)
+
+
+def _jobs(count: int) -> str:
+    return "1 past job" if count == 1 else f"{count} past jobs"
+
+
+def _scaled(session: Session, past: Sequence[_Past], checkpoint: Checkpoint | None) -> list[float]:
+    """Return past rates as if this checkpoint had been used: half the compute, twice the rate."""
+    if checkpoint is None or checkpoint.card is None:
+        return []
+    ids = {p.checkpoint_id for p in past if p.checkpoint_id is not None}
+    rows = session.scalars(select(Checkpoint).where(Checkpoint.id.in_(ids))).all()
+    compute = {row.id: row.card["parameters_compute"] for row in rows if row.card}
+    mine = checkpoint.card["parameters_compute"]
+    return [p.rate * compute[p.checkpoint_id] / mine for p in past if p.checkpoint_id in compute]
+
+
+def in_all(parts: Sequence[PartOut]) -> Seconds | None:
+    total = Seconds(low=0, middle=0, high=0)
+    for part in parts:
+        if part.seconds is None:
+            return None
+        total = total + part.seconds
+    return total
