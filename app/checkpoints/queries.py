@@ -165,12 +165,21 @@ def _line(
     )
 
 
-def one(session: Session, project_id: int, checkpoint_id: int) -> Checkpoint | None:
-    return session.scalar(
-        select(Checkpoint).where(
-            Checkpoint.project_id == project_id, Checkpoint.id == checkpoint_id
-        )
+def one(
+    session: Session, project_id: int, checkpoint_id: int, *, lock: bool = False
+) -> Checkpoint | None:
+    statement = select(Checkpoint).where(
+        Checkpoint.project_id == project_id, Checkpoint.id == checkpoint_id
     )
+    if lock:
+        statement = statement.with_for_update().execution_options(populate_existing=True)
+    return session.scalar(statement)
+
+
+def has_files(session: Session, blob: str) -> bool:
+    """Return whether a checkpoint of any project has these files."""
+    found = select(Checkpoint.id).where(Checkpoint.blob == blob).limit(1)
+    return session.scalar(found) is not None
 
 
 def by_name(session: Session, project_id: int, name: str) -> Checkpoint | None:

@@ -1,27 +1,41 @@
 """Register checkpoints, make pruned students, and keep what their jobs found."""
 
 import os
+import socket
 import time
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
 from app.checkpoints import queries
 from app.checkpoints.models import Checkpoint
 from app.checkpoints.schemas import CheckpointAdd, StudentMake, StudentSizes
 from app.errors import Conflict, InvalidInput, NotFound
+from app.jobs import queries as job_queries
 from app.jobs import service as jobs
 from app.jobs.endings import when_unfinished
 from app.jobs.models import Job
 from app.jobs.service import JobRequest, enqueue
 from app.projects.models import Project
 from app.settings import Settings
-from app.specs.checkpoint import CheckpointCard, Compression, PruneSpec, compression
-from app.specs.jobs import JobKind, PruneJob, RegisterJob
+from app.specs.checkpoint import (
+    CheckpointCard,
+    CheckpointSource,
+    Compression,
+    FolderSource,
+    PruneSpec,
+    compression,
+)
+from app.specs.checkpoint_folder import source_problem
+from app.specs.jobs import QUEUE_OF, JobKind, PruneJob, RegisterJob
 from app.specs.pruning import PRUNABLE, Shape, pruned_card, shape_problems
+from app.storage.blobs import LocalBlobs
 
 TOKEN_GRACE_SECONDS = 60
+FILES_LOCK = 7_310_004
+"""First key of the advisory locks on the files of checkpoints."""
 
 
 def get(session: Session, project_id: int, checkpoint_id: int) -> Checkpoint:
@@ -80,12 +94,32 @@ def register(
     session: Session, project: Project, data: CheckpointAdd, *, settings: Settings, owner: str
 ) -> Checkpoint:
     """Add a checkpoint and ask for the job that fetches and reads it."""
+    check_source(session, data.source)
     row = _add(session, project, data.name, data.source.model_dump())
     if data.token:
         keep_token(settings, row.id, data.token)
     spec = RegisterJob(checkpoint_id=row.id, source=data.source)
     row.job_id = _ask(session, project, row, JobKind.REGISTER, spec, owner)
     return row
+
+
+def check_source(session: Session, source: CheckpointSource) -> None:
+    """Raise InvalidInput for a path that the job would refuse, where it can be seen from here.
+
+    That is so where every worker that may take the job was heard on this host.
+    """
+    if not isinstance(source, FolderSource):
+        return
+    queue = QUEUE_OF[JobKind.REGISTER]
+    hosts = {w.host for w in job_queries.workers(session) if w.alive and w.queue == queue}
+    if hosts != {socket.gethostname()}:
+        return
+    try:
+        problem = source_problem(Path(source.path).expanduser())
+    except (OSError, RuntimeError):
+        return  # a folder this program may not read, or a home it does not know: the job tells
+    if problem is not None:
+        raise InvalidInput(problem, fields={"path": problem})
 
 
 def make_student(
@@ -187,6 +221,44 @@ def retried(session: Session, again: Job) -> None:
     row = require(session, again.spec["checkpoint_id"])
     row.state, row.error, row.job_id = "registering", None, again.id
     session.flush()
+
+
+def store(session: Session, folder: Path, blob: str, settings: Settings) -> None:
+    """Make a folder the files of a checkpoint; equal content already stored is used again."""
+    _hold(session, blob)
+    LocalBlobs(settings.blobs).put_folder(folder, blob)
+
+
+def _hold(session: Session, blob: str) -> None:
+    """Let nobody else store or remove these files before this transaction ends."""
+    session.execute(select(func.pg_advisory_xact_lock(FILES_LOCK, func.hashtext(blob))))
+
+
+def locked(session: Session, project_id: int, checkpoint_id: int) -> Checkpoint:
+    """Return a checkpoint that nothing can begin to use meanwhile. Raises NotFound."""
+    found = queries.one(session, project_id, checkpoint_id, lock=True)
+    if found is None:
+        raise NotFound(f"This project has no checkpoint {checkpoint_id}.")
+    return found
+
+
+def remove(session: Session, row: Checkpoint, settings: Settings) -> str | None:
+    """Delete a checkpoint's row, its jobs and its token; return the key of its files."""
+    blob = row.blob
+    session.execute(delete(Job).where(Job.stream == stream_of(row.id)))
+    session.delete(row)
+    session.flush()
+    drop_token(settings, row.id)
+    return blob
+
+
+def drop_files(session: Session, blob: str | None, settings: Settings) -> None:
+    """Remove a removed checkpoint's files, unless another one has the same."""
+    if blob is None:
+        return
+    _hold(session, blob)
+    if not queries.has_files(session, blob):
+        LocalBlobs(settings.blobs).delete(blob)
 
 
 def ready(

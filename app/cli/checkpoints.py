@@ -1,4 +1,4 @@
-"""`stillhouse checkpoints`: register, prune and list checkpoints."""
+"""`stillhouse checkpoints`: register, prune, list and remove checkpoints."""
 
 import re
 from pathlib import Path
@@ -14,7 +14,7 @@ from app.cli.progress import follow_job
 from app.client.rest import Api
 from app.metrics.formatting import DASH, number, size
 
-app = typer.Typer(no_args_is_help=True, help="Register, prune and list checkpoints.")
+app = typer.Typer(no_args_is_help=True, help="Register, prune, list and remove checkpoints.")
 HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 
 
@@ -117,6 +117,25 @@ def list_(project: Project, home: Home = None, *, as_json: Json = False) -> None
     headers = ("Id", "Name", "State", "Parameters", "Per token", "Layers", "Width", "Size")
     rows = [(str(c["id"]), c["name"], c["state"], *_sizes(c["card"])) for c in found]
     print_table(headers, rows, empty="No checkpoint yet: `stillhouse checkpoints add` takes one.")
+
+
+@app.command()
+def remove(
+    name: Annotated[str, typer.Argument(help="Name or id of a checkpoint that nothing uses.")],
+    project: Project,
+    home: Home = None,
+    *,
+    as_json: Json = False,
+) -> None:
+    """Remove a checkpoint with its files here; one that is used stays, and what uses it is told."""
+    with connected(home) as api:
+        slug = lookup.project_slug(api, project)
+        found = lookup.checkpoint(api, slug, name)
+        api.delete(f"/projects/{slug}/checkpoints/{found['id']}")
+    if as_json:
+        print_json(found)
+        return
+    console.print(f"“{found['name']}” is removed.", markup=False, highlight=False)
 
 
 def _sizes(card: dict[str, Any] | None) -> tuple[str, ...]:

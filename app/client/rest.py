@@ -64,6 +64,9 @@ class Api:
     def put(self, path: str, body: Mapping[str, Any]) -> Any:
         return self.send("PUT", PREFIX + path, json=body).json()
 
+    def delete(self, path: str) -> None:
+        self.send("DELETE", PREFIX + path)
+
     def send(self, method: str, url: str, **parts: Any) -> httpx.Response:
         """Send one request and check the answer. Raises Unreachable, Refused."""
         try:

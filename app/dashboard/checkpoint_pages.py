@@ -9,7 +9,7 @@ from starlette.responses import RedirectResponse, Response
 from app.checkpoints import queries as checkpoints
 from app.checkpoints import service
 from app.checkpoints.schemas import PruneForm, RegisterForm
-from app.dashboard import queries
+from app.dashboard import queries, removal
 from app.dashboard import service as dashboard
 from app.errors import AppError
 from app.events.queries import last_event_id, log_lines
@@ -18,7 +18,14 @@ from app.projects.api import ProjectDep
 from app.projects.models import Project
 from app.security.permissions import Permission
 from app.specs.jobs import CancelMode
-from app.web.deps import CurrentUser, SessionDep, SettingsDep, require, still_signed_in
+from app.web.deps import (
+    CurrentUser,
+    SessionDep,
+    SettingsDep,
+    commit_now,
+    require,
+    still_signed_in,
+)
 from app.web.forms import Form, check_form, empty_form, form_of
 from app.web.sse import event_stream
 from app.web.templating import render
@@ -66,6 +73,15 @@ def _new_page(
     return render(request, "checkpoints/new.html", context, block="gauge", status=status)
 
 
+def _role_to_fill(session: SessionDep, project: Project) -> str:
+    """Return what a new checkpoint is likely for: the teacher that is missing, or what failed."""
+    if project.teacher_id is None:
+        return "teacher"
+    roles = {project.teacher_id: "teacher", project.student_id: "student"}
+    failed = (row for row in checkpoints.of_project(session, project.id) if row.state == "failed")
+    return next((roles[row.id] for row in failed if row.id in roles), "")
+
+
 @router.get("/new", name="checkpoints.new", dependencies=READ)
 def new(
     request: Request,
@@ -73,12 +89,11 @@ def new(
     session: SessionDep,
     way: Annotated[Way, Query()] = "register",
 ) -> Response:
-    """Show one of the ways, filled with what is likely: the first checkpoint is the teacher."""
+    """Show one of the ways, filled with what is likely."""
     if way == "prune":
         choices = queries.prune_choices(session, project)
         return _new_page(request, session, project, way, empty_form(**choices.defaults(project)))
-    role = "teacher" if project.teacher_id is None else ""
-    values = {"kind": "folder", "revision": "main", "role": role}
+    values = {"kind": "folder", "revision": "main", "role": _role_to_fill(session, project)}
     return _new_page(request, session, project, way, empty_form(**values))
 
 
@@ -139,6 +154,7 @@ def show(
         "item": next(line for line in lines if line.row.id == row.id),
         "cut": checkpoints.cut_from(lines).get(row.id, []),
         "uses": queries.uses_of(session, row.id),
+        "kept": removal.uses_of(session, project, row).sentence,
         "log": [event.payload["text"] for event in log_lines(session, stream)],
         "last_event_id": last_event_id(session, stream),
         "crumbs": _crumbs(project, row.name),
@@ -190,3 +206,17 @@ def use_as(
 ) -> Response:
     projects.use_as(session, project, role, checkpoint_id)
     return RedirectResponse(_address(project, checkpoint_id), status_code=303)
+
+
+@router.post("/{checkpoint_id}/remove", name="checkpoints.remove", dependencies=WRITE)
+def remove(
+    request: Request,
+    project: ProjectDep,
+    checkpoint_id: int,
+    session: SessionDep,
+    settings: SettingsDep,
+) -> Response:
+    files = removal.remove_checkpoint(session, project, checkpoint_id, settings)
+    commit_now(request, session)
+    service.drop_files(session, files, settings)
+    return RedirectResponse(_address(project), status_code=303)

@@ -3,12 +3,12 @@
 from dataclasses import asdict
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Request, Response
 
 from app.checkpoints import api as checkpoints_api
 from app.checkpoints import queries as checkpoints
 from app.checkpoints import service
-from app.dashboard import home, queries
+from app.dashboard import home, queries, removal
 from app.dashboard.facts import LastVerdict
 from app.dashboard.home import ProjectRow
 from app.dashboard.schemas import (
@@ -24,7 +24,7 @@ from app.evaluations.schemas import DifferenceOut
 from app.projects import api as projects_api
 from app.projects.api import ProjectDep
 from app.security.permissions import Permission
-from app.web.deps import SessionDep, require
+from app.web.deps import SessionDep, SettingsDep, commit_now, require
 
 router = APIRouter(prefix="/api/v1", tags=["projects"])
 READ = [require(Permission.READ)]
@@ -52,7 +52,28 @@ def show_checkpoint(
     row = service.get(session, project.id, checkpoint_id)
     found = checkpoints_api.shown(checkpoints.lines(session, project))
     runs = [RunUseOut.model_validate(use) for use in queries.uses_of(session, row.id)]
-    return CheckpointDetail(**dict(next(out for out in found if out.id == row.id)), runs=runs)
+    used_by = removal.uses_of(session, project, row).all
+    out = next(out for out in found if out.id == row.id)
+    return CheckpointDetail(**dict(out), runs=runs, used_by=used_by)
+
+
+@router.delete(
+    "/projects/{project}/checkpoints/{checkpoint_id}",
+    status_code=204,
+    dependencies=[require(Permission.WRITE)],
+)
+def remove_checkpoint(
+    request: Request,
+    project: ProjectDep,
+    checkpoint_id: int,
+    session: SessionDep,
+    settings: SettingsDep,
+) -> Response:
+    """Remove a checkpoint that nothing uses (`used_by`), with its jobs and its files here."""
+    files = removal.remove_checkpoint(session, project, checkpoint_id, settings)
+    commit_now(request, session)
+    service.drop_files(session, files, settings)
+    return Response(status_code=204)
 
 
 def _shown(row: ProjectRow) -> OverviewOut:

@@ -1,5 +1,7 @@
 """What comes in and goes out across domains: a new project with its teacher, jobs."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, Literal
 
@@ -15,6 +17,16 @@ from app.specs.jobs import CancelMode
 SourceKind = Literal["none", "folder", "hub"]
 STUDENT = "student_"
 """Begins the names of the fields about the student; the teacher's are those of RegisterForm."""
+
+
+@contextmanager
+def fields_begin(prefix: str) -> Iterator[None]:
+    """Name the fields of a refusal as the form of a new project names them."""
+    try:
+        yield
+    except InvalidInput as error:
+        fields = {prefix + name: text for name, text in error.fields.items()}
+        raise InvalidInput(error.message, fields=fields) from error
 
 
 class NewProject(ProjectCreate):
@@ -55,11 +67,8 @@ class NewProject(ProjectCreate):
         given = {name: getattr(self, prefix + name) for name in names}
         if given["kind"] == "none":
             return None
-        try:
+        with fields_begin(prefix):
             return RegisterForm.model_validate(given).add()
-        except InvalidInput as error:
-            fields = {prefix + name: text for name, text in error.fields.items()}
-            raise InvalidInput(error.message, fields=fields) from error
 
 
 class CancelRequest(BaseModel):
@@ -239,3 +248,5 @@ class CheckpointDetail(CheckpointOut):
     """One checkpoint with the runs that use it, the newest first."""
 
     runs: list[RunUseOut]
+    used_by: list[str]
+    """Everything that forbids to remove it, in words."""

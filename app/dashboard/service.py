@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 from app.checkpoints import service as checkpoints
 from app.checkpoints.models import Checkpoint
 from app.checkpoints.schemas import PruneForm, StudentMake
-from app.dashboard.schemas import NewProject
+from app.dashboard.schemas import STUDENT, NewProject, fields_begin
 from app.datasets import service as datasets
 from app.errors import Conflict, NotFound
 from app.evaluations import service as evaluations
@@ -40,6 +40,10 @@ def create_project(
 ) -> Project:
     """Make a project; register the teacher and student that are named, each with its role."""
     named = {"teacher": form.teacher(), "student": form.student()}
+    for prefix, add in (("", named["teacher"]), (STUDENT, named["student"])):
+        with fields_begin(prefix):
+            if add is not None:
+                checkpoints.check_source(session, add.source)
     project = projects.create(session, form, owner_id=user.user_id)
     for role in get_args(Role):
         add = named[role]

@@ -79,6 +79,15 @@ def use_as(session: Session, project: Project, role: Role, checkpoint_id: int) -
     session.flush()
 
 
+def take_roles(session: Session, project: Project, checkpoint_id: int) -> None:
+    """Leave the project without a checkpoint that is about to go."""
+    if project.teacher_id == checkpoint_id:
+        project.teacher_id = None
+    if project.student_id == checkpoint_id:
+        project.student_id = None
+    session.flush()
+
+
 def _rename(project: Project, name: str) -> None:
     stripped = name.strip()
     if not stripped:

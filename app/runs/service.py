@@ -27,7 +27,6 @@ from app.specs.checkpoint import CheckpointCard
 from app.specs.fingerprint import fingerprint
 from app.specs.jobs import CancelMode, JobKind, JobState, PrecomputeJob, TrainJob
 from app.specs.training import RunSpec
-from app.storage.blobs import LocalBlobs
 
 
 def stream_of(run_id: int) -> str:
@@ -321,7 +320,7 @@ def trained(
     if run is None:
         raise NotFound("The run was removed while it trained.")
     blob = f"checkpoints/run-{run.id}-{card.weights_fingerprint[:32]}"
-    LocalBlobs(settings.blobs).put_folder(folder, blob)
+    checkpoints.store(session, folder, blob, settings)
     made = Checkpoint(
         project_id=run.project_id,
         name=f"#{run.number} {run.name}",

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from app.specs.checkpoint import CheckpointCard
+from app.specs.checkpoint_folder import folder_problem, source_problem
 from app.specs.fingerprint import file_sha256, fingerprint
 from workers.distill.callbacks import Callbacks
 from workers.distill.errors import CheckpointError, HubUnavailableError
@@ -29,7 +30,6 @@ from workers.distill.tokenizers import (
 )
 
 Precision = Literal["float32", "bfloat16"]
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
 _HUB_PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "LICENSE*", "README.md")
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -84,20 +84,10 @@ def weight_files(folder: Path) -> list[Path]:
 
     Errors: CheckpointError where there are none, naming a pickle file if that is what lies there.
     """
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder} is not a folder. Register the checkpoint again.")
-    if not (folder / "config.json").is_file():
-        raise CheckpointError(f"{folder} has no config.json. Take a folder in transformers layout.")
-    found = sorted(folder.glob("*.safetensors"))
-    if found:
-        return found
-    pickles = [p.name for pattern in _PICKLES for p in sorted(folder.glob(pattern))]
-    if pickles:
-        raise CheckpointError(
-            f"{pickles[0]} in {folder} is a pickle file, which can run code when it is opened. "
-            "Convert the weights to safetensors first."
-        )
-    raise CheckpointError(f"{folder} has no *.safetensors file. Add the weights.")
+    problem = folder_problem(folder)
+    if problem is not None:
+        raise CheckpointError(problem)
+    return sorted(folder.glob("*.safetensors"))
 
 
 @contextlib.contextmanager
@@ -220,6 +210,9 @@ def import_folder(source: Path, target: Path, callbacks: Callbacks) -> Checkpoin
     `source` is a folder in transformers layout, a folder with one .gguf, or a .gguf file. Only
     weights, config and tokenizer are copied: no code, no pickle. Errors: CheckpointError.
     """
+    problem = source_problem(source)
+    if problem is not None:
+        raise CheckpointError(problem)
     gguf = _gguf_of(source)
     if gguf is not None:
         convert_gguf(gguf, target, callbacks)
@@ -262,17 +255,8 @@ def licence_of(folder: Path) -> str | None:
 
 def _gguf_of(source: Path) -> Path | None:
     if source.is_file():
-        if source.suffix == ".gguf":
-            return source
-        raise CheckpointError(f"{source.name} is no checkpoint. Give a folder or a .gguf file.")
-    ggufs = sorted(source.glob("*.gguf")) if source.is_dir() else []
-    if (source / "config.json").is_file() or not ggufs:
-        return None
-    if len(ggufs) > 1:
-        raise CheckpointError(
-            f"{source} holds {len(ggufs)} .gguf files. Give the path of the one you mean."
-        )
-    return ggufs[0]
+        return source
+    return None if (source / "config.json").is_file() else next(source.glob("*.gguf"), None)
 
 
 def convert_gguf(path: Path, target: Path, callbacks: Callbacks) -> None:

@@ -57,7 +57,7 @@ class _FillsCheckpoint(NoParts):
         name = f"{card.weights_fingerprint[:32]}-{card.tokenizer_fingerprint[:16]}"
         name += f"-{(card.template_fingerprint or 'none')[:16]}"
         blob = f"checkpoints/{name}"
-        LocalBlobs(settings.blobs).put_folder(Path(result["folder"]), blob)
+        service.store(session, Path(result["folder"]), blob, settings)
         checkpoint_id = held.spec["checkpoint_id"]
         service.ready(session, checkpoint_id, card, blob, commit=result.get("commit"))
         service.drop_token(settings, checkpoint_id)

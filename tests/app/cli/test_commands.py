@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from app.jobs.service import request_cancel
 from app.web.deps import Services
 from tests.app.cli.conftest import Run
 from tests.support.workers import working_here
@@ -147,3 +148,19 @@ def test_checkpoints_are_registered_pruned_or_fail_with_their_reason(
     assert "It has teacher, broken, small" in run(*nobody, exit_code=2).stderr
     twice = run("checkpoints", "add", "teacher", tmp_path / "teacher", *at, exit_code=2)
     assert "already has a checkpoint" in twice.stderr
+
+
+def test_a_checkpoint_that_nothing_uses_is_removed(
+    run: Run, run_json: RunJson, project: str, parts: Services
+) -> None:
+    at = ("--project", project)
+    made = run_json("checkpoints", "add", "big", "org/big", *at)
+    used = run("checkpoints", "remove", "big", *at, exit_code=1)
+    assert "“big” cannot be removed. It is used by the job “Register big”" in " ".join(
+        used.stderr.split()
+    )
+    with parts.sessions.begin() as session:
+        request_cancel(session, made["job_id"], "discard")
+    assert "“big” is removed." in run("checkpoints", "remove", "big", *at).stdout
+    assert run_json("checkpoints", "list", *at) == []
+    assert "no checkpoint “big”" in run("checkpoints", "remove", "big", *at, exit_code=2).stderr

@@ -185,3 +185,21 @@ def test_a_checkpoint_is_followed_to_its_end(page: Page, parts: Services) -> Non
     expect(page.locator("#facts")).to_contain_text("It could not be made.", timeout=WOKEN)
     page.get_by_role("button", name="Try again").click()
     expect(page.locator("#facts")).to_contain_text("Being handed to a worker.")
+
+
+def test_removing_a_checkpoint_is_asked_back(page: Page, parts: Services) -> None:
+    with parts.sessions.begin() as session:
+        project = seeds.project(session)
+        row = seeds.checkpoint(session, project, "taecher", card=None, error="/x is not there.")
+        service.use_as(session, project, "teacher", row.id)
+    page.goto(f"{HOME}/checkpoints/{row.id}")
+    look(page)
+    remove = page.get_by_role("button", name="Remove", exact=True)
+    remove.click()
+    dialog = page.locator("dialog[open]")
+    expect(dialog).to_contain_text("The project then has no teacher")
+    dialog.get_by_role("button", name="Keep it").click()
+    expect(dialog).to_have_count(0)
+    remove.click()
+    dialog.get_by_role("button", name="Remove the checkpoint").click()
+    expect(page.locator("main")).to_contain_text("No checkpoints yet")

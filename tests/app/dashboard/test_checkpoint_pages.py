@@ -388,7 +388,7 @@ def test_the_api_says_what_the_pages_say(
     assert (big["role"], big["compression"]) == ("teacher", None)
     assert cut["compression"]["sentence"].startswith("5.0× less compute per token")
     assert cut["tokenizer"]["kind"] == "identical"
-    assert api_client.get(f"{address}/{cut['id']}").json() == {**cut, "runs": []}
+    assert api_client.get(f"{address}/{cut['id']}").json() == {**cut, "runs": [], "used_by": []}
     wanted = {"teacher_id": teacher.id, "prune": {"depth": 6}}
     found = api_client.post(f"{address}/students/estimate", json=wanted).json()
     assert found["card"]["parameters_total"] == cut["card"]["parameters_total"]

@@ -38,6 +38,7 @@ TABLE: dict[str, Why | tuple[str, ...]] = {
     "checkpoints.new": FORM,
     "checkpoints.prune": (f"POST {P}/checkpoints/students",),
     "checkpoints.register": (f"POST {P}/checkpoints",),
+    "checkpoints.remove": (f"DELETE {P}/checkpoints/{{checkpoint_id}}",),
     "checkpoints.retry": (f"POST {P}/checkpoints/{{checkpoint_id}}/retry",),
     "checkpoints.show": (f"GET {P}/checkpoints/{{checkpoint_id}}", "GET /jobs/{job_id}/log"),
     "checkpoints.use_as": (f"PUT {P}",),
