@@ -1,9 +1,10 @@
 """The demo's comparison over several training seeds, straight on the cores.
 
-`python -m bench.quality [--seeds 3] [--quick] [--stage validation|test] [--json]`. The teacher is
-made once; every student is trained once per seed. Finished pieces lie under build/bench/quality by
-the fingerprint of what made them, so an interrupted bench goes on where it was. `--stage
-validation` (the default) draws other tickets than the demo does; `--stage test` is the demo's own.
+`python -m bench.quality [--seeds 3] [--quick] [--stage validation|test] [--labelled N] [--json]`.
+The teacher is made once; every student is trained once per seed. Finished pieces lie under
+build/bench/quality by the fingerprint of what made them, so an interrupted bench goes on where it
+was. `--stage validation` (the default) draws other tickets than the demo does; `--stage test` is
+the demo's own.
 """
 
 import argparse
@@ -116,8 +117,9 @@ class Bench:
 
     @property
     def data(self) -> Path:
-        """The folder of what this teacher answered to this traffic."""
-        asked = self.plan.model_dump(mode="json") | {"new": self.setting.evaluation.max_new_tokens}
+        """The folder of what this teacher answered to this traffic, however much is labelled."""
+        asked = self.plan.model_dump(mode="json", exclude={"labelled"})
+        asked["new"] = self.setting.evaluation.max_new_tokens
         return self.home / fingerprint([asked, self.setting.capture.model_dump(mode="json")])[:12]
 
     def base(self) -> Path:
@@ -232,7 +234,8 @@ class Bench:
     def trained(self, spec: TrainingSpec, name: str) -> tuple[Path, Facts]:
         """Return a student trained by one spec, and what it cost."""
         student = self.student()
-        target = student / "runs" / fingerprint(spec)[:12]
+        labelled = self.plan.labelled if spec.render.answer == "reference" else 0
+        target = student / "runs" / fingerprint([spec.model_dump(mode="json"), labelled])[:12]
 
         def make() -> Facts:
             facts: Facts = {}
@@ -452,6 +455,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--stage", choices=("validation", "test"), default="validation")
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--labelled", type=int, help="other than the setting's, to choose it")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--folder", type=Path, default=ROOT)
@@ -459,6 +463,8 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     setting = QUICK if options.quick else REAL
     plan = setting.tickets if options.stage == "test" else setting.choosing
+    if options.labelled is not None:
+        plan = plan.model_copy(update={"labelled": options.labelled})
     bench = Bench(setting, plan, options.folder)
     figures = summary(bench, options.stage, range(options.seeds))
     sys.stdout.write((json.dumps(figures, indent=1) if options.json else table(figures)) + "\n")
