@@ -63,7 +63,8 @@ def _words(difference: Mapping[str, Any]) -> str:
         figures = f"{metric_delta(metric, difference['value'])} " + delta_interval(
             metric, difference["low"], difference["high"]
         )
+    reason = f" ({difference['reason']})" if difference.get("reason") else ""
     return (
         f"{difference['a']} − {difference['b']}: {figures}, n {number(difference['n'])}: "
-        f"{difference['verdict']}"
+        f"{difference['verdict']}{reason}"
     )

@@ -13,12 +13,12 @@ from app.dashboard.compare_state import CompareState, Order
 from app.evaluations import queries
 from app.evaluations.comparing import Compared, ComparedRow, compare_rows
 from app.events.queries import thin_series
-from app.metrics.comparison import Cell, Comparison, Difference
+from app.metrics.comparison import Cell, Comparison, Difference, reasons_of
 from app.metrics.forest import ForestBar, ForestScale, bar, scale_for
 from app.metrics.formatting import metric_value, signed
 from app.metrics.registry import METRICS
 from app.metrics.tables import Table, Value, figures_table, measured
-from app.metrics.verdicts import tolerance_words
+from app.metrics.verdicts import Reason, tolerance_words
 from app.projects.models import Project
 from app.runs.models import Run
 from app.runs.queries import RunPhase, phases_of
@@ -138,6 +138,10 @@ class ComparePage:
         decides = self.comparison.deciding_metric
         to_base = [d for d in self.comparison.differences if d.b == self.comparison.baseline]
         return sum(d.metric == decides for d in to_base)
+
+    @property
+    def reasons(self) -> tuple[Reason, ...]:
+        return reasons_of(item.delta for row in self.rows for item in row.cells)
 
     @property
     def tone(self) -> str:

@@ -11,9 +11,9 @@ from app.evaluations.comparing import Compared, compare_rows
 from app.evaluations.examples import BY_EXAMPLE
 from app.evaluations.models import Evaluation
 from app.evaluations.schemas import Choice, ExampleFilter, ExampleOut, ExamplesOut, Outcome
-from app.metrics.comparison import Cell, Difference
+from app.metrics.comparison import Cell, Difference, reasons_of
 from app.metrics.registry import METRICS, Metric
-from app.metrics.verdicts import tolerance_words
+from app.metrics.verdicts import Reason, tolerance_words
 from app.projects.models import Project
 from app.settings import Settings
 from app.web.filters import with_query
@@ -52,6 +52,10 @@ class Report:
     sentences: tuple[str, ...]
     verdict: Difference | None
     tolerance: str
+
+    @property
+    def reasons(self) -> tuple[Reason, ...]:
+        return reasons_of(line.delta for line in self.lines)
 
 
 @dataclass(frozen=True, slots=True)

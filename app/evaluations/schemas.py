@@ -60,6 +60,8 @@ class DifferenceOut(BaseModel):
     high: float | None
     n: int
     verdict: str
+    reason: str | None
+    """Why there is no verdict, where the figures seem to give one."""
 
 
 class ComparisonOut(BaseModel):

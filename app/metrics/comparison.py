@@ -1,7 +1,7 @@
 """Evaluations side by side: cells with intervals, differences with verdicts, one sentence."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,12 +15,14 @@ from app.metrics.statistics import (
     unpaired_difference,
 )
 from app.metrics.verdicts import (
+    POINTS,
+    Reason,
     Verdict,
     against_baseline,
     against_teacher,
+    no_merit,
     sentence,
-    with_holm,
-    withheld_by_holm,
+    withheld,
 )
 
 EvaluationRole = Literal[
@@ -52,6 +54,8 @@ class Difference:
     n: int
     verdict: Verdict
     sentence: str
+    reason: Reason | None = None
+    """Why there is no verdict, where the interval seems to give one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +124,7 @@ class Comparison:
                     "high": d.high,
                     "n": d.n,
                     "verdict": d.verdict,
+                    "reason": d.reason.text if d.reason else None,
                 }
                 for d in self.differences
             ],
@@ -128,6 +133,12 @@ class Comparison:
     def difference(self, a: str, b: str, metric: str) -> Difference | None:
         wanted = (a, b, metric)
         return next((d for d in self.differences if (d.a, d.b, d.metric) == wanted), None)
+
+
+def reasons_of(differences: Iterable[Difference | None]) -> tuple[Reason, ...]:
+    """Return each reason once, of the differences that show an interval without a verdict."""
+    told = (d.reason for d in differences if d is not None and d.low is not None)
+    return tuple(dict.fromkeys(reason for reason in told if reason is not None))
 
 
 def _finite(value: float) -> float | None:
@@ -180,9 +191,17 @@ def _comparable(rows: Sequence[EvaluationRow]) -> tuple[list[EvaluationRow], lis
 
 
 def _against(
-    rows: Sequence[EvaluationRow], other: EvaluationRow, metric: str, *, tolerance: float | None
+    rows: Sequence[EvaluationRow],
+    other: EvaluationRow,
+    metric: str,
+    *,
+    tolerance: float | None,
+    near: float,
 ) -> list[Difference]:
-    """Differences of the rows to one other row; a tolerance asks for within or outside."""
+    """Differences of the rows to one other row; a tolerance asks for within or outside.
+
+    `near`: how far apart two rows may be in what this metric is read beside.
+    """
     pairs = [r for r in rows if r is not other and metric in r.sums]
     estimates = [_estimate(metric, r.sums[metric], other.sums[metric]) for r in pairs]
     adjusted = holm([1.0 if math.isnan(e.p) else e.p for e in estimates])
@@ -194,9 +213,11 @@ def _against(
             if tolerance is None
             else against_teacher(metric, e, n, tolerance)
         )
-        text = sentence((row.name, other.name), metric, e, n, verdict, tolerance or 0.0)
-        if withheld_by_holm(verdict, e):
-            text = with_holm(text, len(pairs))
+        reason = withheld(e, verdict, len(pairs))
+        if verdict in ("better", "worse"):
+            reason = no_merit(metric, e.value, _beside(metric, row, other), near)
+            verdict = "not compared" if reason else verdict
+        text = sentence((row.name, other.name), metric, e, n, (verdict, reason), tolerance or 0.0)
         found.append(
             Difference(
                 row.name,
@@ -208,9 +229,18 @@ def _against(
                 n,
                 verdict,
                 text,
+                reason,
             )
         )
     return found
+
+
+def _beside(metric: str, a: EvaluationRow, b: EvaluationRow) -> float:
+    """Return a − b of the metric that this one is read beside; 0 where there is none."""
+    other = METRICS[metric].beside
+    if other is None or other not in a.sums or other not in b.sums:
+        return 0.0
+    return a.sums[other].value - b.sums[other].value
 
 
 def compare(
@@ -235,13 +265,14 @@ def compare(
         if base is None:
             raise ValueError(f"{baseline} cannot be the baseline: it is not in this comparison")
     runs = [r for r in kept if r is not teacher]
+    near = tolerance if METRICS[deciding_metric].percent else POINTS
     found: list[Difference] = []
     for metric in METRICS:
         if teacher is not None and metric in teacher.sums:
             limit = tolerance if metric == deciding_metric else None
-            found += _against(runs, teacher, metric, tolerance=limit)
+            found += _against(runs, teacher, metric, tolerance=limit, near=near)
         if base is not None and base is not teacher and metric in base.sums:
-            found += _against(runs, base, metric, tolerance=None)
+            found += _against(runs, base, metric, tolerance=None, near=near)
     name = base.name if base else None
     text = _headline(runs, found, deciding_metric)
     return Comparison(

@@ -21,6 +21,8 @@ class Metric:
     """False: no verdict. Speeds are timed one after another, on a machine that may do more."""
     counted: str = "conversations"
     """What its n counts."""
+    beside: str | None = None
+    """A better value is no merit where this metric is worse by more than the tolerance."""
 
     @property
     def scale(self) -> float:
@@ -51,6 +53,7 @@ _ALL = (
         "lower",
         3,
         "Expected calibration error: an answer's probability against its exact match",
+        beside="exact_match",
     ),
     Metric(
         "tokens_per_second",

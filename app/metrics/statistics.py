@@ -24,6 +24,12 @@ class ClusterSums:
     excluded: int = 0
     paired: bool = True
 
+    @property
+    def value(self) -> float:
+        """Return Σ sums / Σ counts; nan where nothing was measured."""
+        total = float(self.counts.sum())
+        return float(self.sums.sum()) / total if total else math.nan
+
     @classmethod
     def of(cls, spec: MetricSums) -> "ClusterSums":
         return cls(
@@ -112,8 +118,7 @@ def clopper_pearson(hits: float, n: float, level: float = 0.95) -> tuple[float, 
 
 def _residuals(a: ClusterSums) -> tuple[float, Floats]:
     """Value and linearised contributions [G]: (s − v c) / Σ c."""
-    total = float(a.counts.sum())
-    value = float(a.sums.sum()) / total if total else math.nan
+    total, value = float(a.counts.sum()), a.value
     return value, (a.sums - value * a.counts) / total if total else a.sums * math.nan
 
 

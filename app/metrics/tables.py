@@ -63,9 +63,8 @@ def _cell_text(metric: str, cell: Cell | None) -> str:
 def _difference_text(d: Difference | None) -> str:
     if d is None or d.value is None:
         return DASH
-    return (
-        f"{d.verdict} {metric_delta(d.metric, d.value)} {delta_interval(d.metric, d.low, d.high)}"
-    )
+    words = f"{d.verdict} ({d.reason.short})" if d.reason else d.verdict
+    return f"{words} {metric_delta(d.metric, d.value)} {delta_interval(d.metric, d.low, d.high)}"
 
 
 def figures_table(
@@ -119,7 +118,7 @@ def _delta_headers(metric: str, other: str | None) -> list[str]:
     if other is None:
         return []
     head = f"{METRICS[metric].label} minus {other}"
-    return [head, *(f"{head} {part}" for part in ("low", "high", "verdict"))]
+    return [head, *(f"{head} {part}" for part in ("low", "high", "verdict", "reason"))]
 
 
 def _delta_figures(
@@ -129,8 +128,9 @@ def _delta_figures(
         return []
     d = comparison.difference(name, other, metric)
     if d is None:
-        return [None] * 4
-    return [*(_shown(metric, v) for v in (d.value, d.low, d.high)), d.verdict]
+        return [None] * 5
+    figures = [_shown(metric, v) for v in (d.value, d.low, d.high)]
+    return [*figures, d.verdict, d.reason.text if d.reason else None]
 
 
 def _shown(metric: str, value: float | None) -> float | None:

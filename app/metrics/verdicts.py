@@ -1,6 +1,7 @@
 """Verdict words and sentences: they follow from the interval (and Holm) alone."""
 
 import math
+from dataclasses import dataclass
 from typing import Literal
 
 from app.metrics.formatting import MINUS, metric_delta, number
@@ -10,6 +11,20 @@ from app.metrics.statistics import TOO_FEW, Estimate, more_needed
 Verdict = Literal[
     "better", "worse", "no evidence", "within", "outside", "not proven", "too few", "not compared"
 ]
+POINTS = 2.0
+"""How near two percentages must be where the project's tolerance is not in points."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why figures have no verdict: a few words for a cell, and a clause for a sentence."""
+
+    short: str
+    text: str
+
+
+NO_INTERVAL = Reason("no interval", "there is no interval")
+TIMED_APART = Reason("timed apart", "it was measured at other times")
 
 
 def _has_verdict(metric: str) -> bool:
@@ -50,17 +65,22 @@ def tolerance_words(metric: str, tolerance: float) -> str:
 
 
 def sentence(
-    names: tuple[str, str], metric: str, e: Estimate, n: int, verdict: Verdict, tolerance: float
+    names: tuple[str, str],
+    metric: str,
+    e: Estimate,
+    n: int,
+    judged: tuple[Verdict, Reason | None],
+    tolerance: float,
 ) -> str:
-    """Return one plain sentence with number, interval and n."""
+    """Return one plain sentence with number, interval, n, and why there is no verdict."""
+    verdict, reason = judged
     a, b = names
     label = METRICS[metric].label
     words = tolerance_words(metric, tolerance)
     if verdict == "too few":
         return f"n\u00a0{number(n)} is too few to compare {a} with {b}; at least 30 are needed."
     if verdict == "not compared":
-        why = "there is no interval" if math.isnan(e.low) else "it was measured at other times"
-        return f"{a} and {b} are not compared on {label}: {why}."
+        return f"{a} and {b} are not compared on {label}: {(reason or NO_INTERVAL).text}."
     figures = (
         f"{metric_delta(metric, e.value)}, 95\u00a0% interval {metric_delta(metric, e.low)} to "
         f"{metric_delta(metric, e.high)}, n\u00a0{number(n)}"
@@ -78,17 +98,37 @@ def sentence(
     if more is not None:
         rounded = round(more, 3 - len(str(more))) if more >= 1000 else more  # noqa: PLR2004 - three digits say enough
         text = f"{text[:-1]}; about {number(rounded)} more conversations would be needed."
-    return text
+    return f"{text[:-1]}; {reason.text}." if reason else text
 
 
-def withheld_by_holm(verdict: Verdict, e: Estimate) -> bool:
-    """Whether the interval leaves out 0, and only the number of comparisons forbids a verdict."""
-    return verdict == "no evidence" and not e.low <= 0 <= e.high
+def withheld(e: Estimate, verdict: Verdict, comparisons: int) -> Reason | None:
+    """Return why there is no verdict, where figures are shown that seem to give one."""
+    if verdict == "not compared":
+        return NO_INTERVAL if math.isnan(e.low) else TIMED_APART
+    if verdict != "no evidence" or e.low <= 0 <= e.high:
+        return None
+    return Reason(
+        f"Holm, {comparisons} comparisons",
+        f"the interval leaves out 0, but {comparisons} comparisons were made at once "
+        "and over all of them that is too little (Holm)",
+    )
 
 
-def with_holm(text: str, comparisons: int) -> str:
-    """Add to a sentence why there is no verdict though its interval leaves out 0."""
-    return (
-        f"{text[:-1]}; the interval leaves out 0, but {comparisons} comparisons were made at once "
-        "and over all of them that is too little (Holm)."
+def no_merit(metric: str, value: float, beside: float, tolerance: float) -> Reason | None:
+    """Return why a better value is no merit: what it stands on is worse by more than `tolerance`.
+
+    A model that is sure of nothing and right at nothing has an ECE near 0. `value` and `beside`
+    are a − b, of the metric and of the one it is read beside; `tolerance` is as shown.
+    """
+    other = METRICS[metric].beside
+    if other is None or not abs(beside) * METRICS[other].scale > tolerance:
+        return None
+    a_leads = (value > 0) == (METRICS[metric].direction == "higher")
+    if a_leads == (beside > 0):
+        return None
+    what = METRICS[other].label.lower()
+    return Reason(
+        f"{what} differs",
+        f"the better {METRICS[metric].label} comes with an {what} that is more than "
+        f"{tolerance_words(other, tolerance)} lower, and to doubt wrong answers is no merit",
     )

@@ -172,6 +172,7 @@ def test_comparing_prints_rows_intervals_and_verdicts(
         "high",
         "n",
         "verdict",
+        "reason",
     }
     shown = run("runs", "compare", *AT).stdout
     assert "kd − labels" in shown

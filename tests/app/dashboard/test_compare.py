@@ -87,6 +87,22 @@ def test_the_sentence_comes_first_and_the_baseline_leads(signed_in: TestClient) 
     assert f"{PAGE}?format=csv" in text
 
 
+def test_a_cell_says_why_it_has_no_verdict(world: World, signed_in: TestClient) -> None:
+    runs = [world.start(name) for name in ("kd", "seq")]
+    labels = world.start("labels", 0.0, target="reference")
+    world.anchors(undistilled=87)
+    for run, right in zip((*runs, labels), (87, 87, 95), strict=True):
+        world.finish(run, right)
+    world.session.commit()
+    text = unescape(signed_in.get(PAGE, params={"diff": "0"}).text)
+    row = text[text.index(">#1 kd<") : text.index(">#2 seq<")]
+    why = "interval leaves out 0, but 3 comparisons were made at once"
+    assert re.search(rf'≈ −4.0</span> .*?title="The {why}[^"]*">Holm, 3 comparisons<', row)
+    assert "no evidence" in row
+    assert 'title="It was measured at other times.">timed apart<' in row
+    assert text.count(f"Holm, 3 comparisons: the {why}") == 1
+
+
 @pytest.mark.usefixtures("three")
 def test_equal_and_empty_columns_are_hidden_and_shown_again(signed_in: TestClient) -> None:
     text = signed_in.get(PAGE).text

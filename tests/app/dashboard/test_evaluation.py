@@ -53,6 +53,21 @@ def test_metrics_stand_beside_the_teachers(kd: Evaluation, signed_in: TestClient
     assert plain.count("not compared") == 1
 
 
+def test_it_says_where_only_the_number_of_comparisons_withholds_a_verdict(
+    world: World, signed_in: TestClient
+) -> None:
+    run = world.start("kd")
+    world.anchors(undistilled=87)
+    found = world.finish(run, 87)
+    world.session.commit()
+    text = unescape(signed_in.get(f"{LIST}/{found.id}").text)
+    line = text[text.index(">Field F1<") : text.index(">KL to teacher<")]
+    why = "interval leaves out 0, but 2 comparisons were made at once"
+    assert "no evidence</span>" in line
+    assert re.search(rf'title="The {why}[^"]*">Holm, 2 comparisons<', line)
+    assert f"Holm, 2 comparisons: the {why}" in text
+
+
 def test_losses_are_read_worst_first_with_a_diff(kd: Evaluation, signed_in: TestClient) -> None:
     text = unescape(signed_in.get(f"{LIST}/{kd.id}", params={"outcome": "losses"}).text)
     # The teacher is right up to 94: we lose 90 to 94 and the answer of markup.

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from app.metrics.comparison import EvaluationRow, compare
+from app.metrics.comparison import EvaluationRow, compare, reasons_of
 from app.metrics.forest import bar, scale_for
 from app.metrics.formatting import (
     delta_interval,
@@ -83,6 +83,7 @@ def test_comparison_json_and_words() -> None:
         "high",
         "n",
         "verdict",
+        "reason",
     }
     found = {(d.a, d.b): d.verdict for d in c.differences}
     assert found == {
@@ -174,10 +175,52 @@ def test_a_sentence_says_when_holm_alone_withholds() -> None:
     assert found.verdict == "no evidence"
     assert "kd0 and labels cannot be told apart on Exact match: +1.8, 95" in found.sentence
     assert "leaves out 0, but 4 comparisons were made at once" in found.sentence
+    assert found.reason is not None
+    assert found.reason.short == "Holm, 4 comparisons"
+    (told,) = (d for d in c.as_json()["differences"] if d["a"] == "kd0")
+    assert told["reason"] == found.reason.text
+    read = next(csv.DictReader(io.StringIO(to_csv(figures_table(c, ["kd0"])))))
+    assert read["Exact match minus labels reason"] == found.reason.text
+    assert "no evidence (Holm, 4 comparisons) +1.8" in to_markdown(comparison_table(c))
+    assert reasons_of(c.differences) == (found.reason,)
     alone = compare(rows[:2], deciding_metric="exact_match", tolerance=2)
-    told = alone.difference("kd0", "labels", "exact_match")
-    assert told is not None
-    assert told.verdict == "better"
+    clear = alone.difference("kd0", "labels", "exact_match")
+    assert clear is not None
+    assert (clear.verdict, clear.reason) == ("better", None)
+    assert alone.as_json()["differences"][0]["reason"] is None
+
+
+@pytest.mark.parametrize(
+    ("right", "gap", "verdict"),
+    [
+        (0, 0.0, "not compared"),  # an untrained student: sure of nothing, right at nothing
+        (0, 0.3, "worse"),  # wrong, and sure of it
+        (187, 0.0, "better"),  # 1.5 points lower: within the tolerance
+        (185, 0.0, "not compared"),
+        (200, 0.0, "better"),
+    ],
+)
+def test_a_lower_ece_is_no_merit_of_a_row_that_is_right_less_often(
+    right: int, gap: float, verdict: str
+) -> None:
+    def calibrated(one: EvaluationRow, gap: float) -> EvaluationRow:
+        gaps = gap + np.linspace(-0.01, 0.01, 200)
+        return replace(one, sums={**one.sums, "ece": ClusterSums(gaps, np.ones(200), 200)})
+
+    labels = calibrated(row("labels", "labels_only", 190), 0.1)
+    rows = [labels, calibrated(row("kd", "distilled", right), gap)]
+    for metric, tolerance in (("exact_match", 2.0), ("kl", 0.01)):
+        found = compare(rows, deciding_metric=metric, tolerance=tolerance)
+        d = found.difference("kd", "labels", "ece")
+        assert d is not None
+        assert d.verdict == verdict
+        assert (d.reason is None) == (verdict != "not compared")
+        if d.reason:
+            assert "exact match that is more than 2 points lower" in d.reason.text
+            assert d.sentence == f"kd and labels are not compared on ECE: {d.reason.text}."
+            # The other way round it is as little a fault.
+            turned = compare(rows, deciding_metric=metric, tolerance=tolerance, baseline="kd")
+            assert turned.difference("labels", "kd", "ece").verdict == "not compared"  # type: ignore[union-attr] - it is there
 
 
 def test_speeds_have_no_verdict() -> None:
