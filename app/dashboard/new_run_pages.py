@@ -279,7 +279,6 @@ def _times(found: list[EstimateOut]) -> list[tuple[str, str, str]]:
             part.basis,
         )
         for part in found[0].parts
-        if part.seconds is None or part.seconds.high > 0
     ]
     known = [one.seconds for one in found if one.seconds is not None]
     if len(known) == len(found):

@@ -259,7 +259,13 @@ AMOUNTS: dict[Phase, tuple[str, ...]] = {
     "train": ("tokens",),
     "evaluate": ("report", "conversations"),
 }
-"""Where a job's result says how much it did; its seconds stand beside it."""
+"""Where a job's result says how much it did."""
+LASTED: dict[Phase, tuple[str, ...]] = {
+    "precompute": ("report", "seconds"),
+    "train": ("lasted",),
+    "evaluate": ("report", "seconds"),
+}
+"""Where it says how long that took, all in all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,19 +276,33 @@ class PastJob:
     run_id: int | None
     amount: float
     seconds: float
+    beside: float | None
+    """What it took besides: to start its process, load and save. None: not known."""
 
 
 def past_jobs(session: Session, kind: Phase, *, limit: int = 40) -> list[PastJob]:
-    """Return the newest jobs of a kind that did something: what estimates rest on."""
-    path = AMOUNTS[kind]
-    amount = Job.result[path].as_float()
-    seconds = Job.result[(*path[:-1], "seconds")].as_float()
+    """Return the newest jobs of a kind that succeeded, what estimates rest on.
+
+    Those that found nothing to do tell how long starting takes; they come after the others.
+    """
+    amount = Job.result[AMOUNTS[kind]].as_float()
+    lasted = Job.result[LASTED[kind]].as_float()
+    # Trainings of older installations know the seconds of their steps only.
+    seconds = func.coalesce(lasted, Job.result["seconds"].as_float())
+    wall = func.extract("epoch", Job.ended_at - Job.started_at)
+    undisturbed = (Job.attempt == 1) & Job.parent_id.is_(None)
     teacher, checkpoint = Job.spec["teacher_id"], Job.spec["checkpoint_id"]
     used = teacher if kind == "precompute" else checkpoint
     rows = session.execute(
-        select(used.as_integer(), Job.spec["run_id"].as_integer(), amount, seconds)
-        .where(Job.kind == kind, Job.state == JobState.SUCCEEDED, amount > 0, seconds > 0)
-        .order_by(Job.id.desc())
+        select(
+            used.as_integer(),
+            Job.spec["run_id"].as_integer(),
+            amount,
+            seconds,
+            case((undisturbed & (wall > lasted), wall - lasted)),
+        )
+        .where(Job.kind == kind, Job.state == JobState.SUCCEEDED, amount >= 0, seconds >= 0)
+        .order_by((amount > 0).desc(), Job.id.desc())
         .limit(limit)
     )
     return [PastJob(*row) for row in rows]

@@ -57,6 +57,9 @@ class TrainResult:
     folder: Path | None
     tokens: int
     seconds: float
+    """Of the steps alone."""
+    lasted: float
+    """With validation, the reading of batches and all snapshots but the last."""
     stopped_early: bool
 
 
@@ -65,6 +68,7 @@ class _Progress:
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    lasted: float = 0.0
     best_step: int | None = None
     best_value: float | None = None
 
@@ -298,6 +302,7 @@ def train(  # noqa: PLR0913 - a core's entry: inputs, spec, where things go
         folder=folder,
         tokens=progress.tokens,
         seconds=progress.seconds,
+        lasted=progress.lasted,
         stopped_early=stopped,
     )
 
@@ -305,6 +310,7 @@ def train(  # noqa: PLR0913 - a core's entry: inputs, spec, where things go
 def _loop(trainer: Trainer, batches: Batches, validation: Sequence[StudentBatch]) -> bool:
     """Run the remaining steps; return whether a stop was asked for before the last one."""
     schedule, callbacks, progress = trainer.spec.schedule, trainer.callbacks, trainer.progress
+    before = trainer.clock()
     for step_batches in batches:
         values = trainer.step(step_batches)
         last = progress.step >= schedule.steps
@@ -318,6 +324,9 @@ def _loop(trainer: Trainer, batches: Batches, validation: Sequence[StudentBatch]
         callbacks.metrics(progress.step, values)
         callbacks.progress(progress.step, schedule.steps, "steps")
         stop = callbacks.should_stop()
+        moment = trainer.clock()
+        progress.lasted += moment - before
+        before = moment
         if best or last or stop or progress.step % schedule.snapshot_every == 0:
             trainer.save(
                 best=best, value=values.get("validation/loss"), cursor=step_batches.step + 1

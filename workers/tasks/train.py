@@ -99,7 +99,7 @@ class TrainTask(NoParts):
             made = context.workdir / "checkpoint"
             save_checkpoint(model, tokenizer, made)
         card = read_card(made, licence=inputs.licence)
-        values = {"steps": result.steps, "tokens": result.tokens, "seconds": result.seconds}
+        values = {name: getattr(result, name) for name in ("steps", "tokens", "seconds", "lasted")}
         return {"folder": str(made.absolute()), "card": card.model_dump(mode="json"), **values}
 
     def apply(

@@ -1,6 +1,10 @@
 """The loop: splitting and resuming change nothing; bad numbers stop it by name."""
 
+import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +65,7 @@ def run(
     *,
     resume: Path | list[Path] | None = None,
     seed: int = 0,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> tuple[TrainResult, Any]:
     model = tiny.llama(seed=seed)
     batches = BatchSource(ITEMS, ROWS, what.objective, what.schedule, what.seed)
@@ -74,6 +79,7 @@ def run(
         tokenizer=tiny.tokenizer(),
         resume_from=resume,
         validation=validation,
+        clock=clock,
     )
     return result, model
 
@@ -100,6 +106,14 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path) -> None:
     assert not whole.stopped_early
     assert whole.folder is not None
     assert state_sha256(load_model(whole.folder)) == state_sha256(whole_model)
+
+
+def test_what_lies_between_the_steps_is_measured_over_all_attempts(tmp_path: Path) -> None:
+    half, _ = run(tmp_path, spec(), Recorder(stop_after=3), clock=partial(next, count(0.0)))
+    whole, _ = run(tmp_path, spec(), resume=tmp_path / "snapshots", clock=partial(next, count(0.0)))
+    # A step is one tick; a turn of the loop reads the clock at its start, its end, and after all.
+    assert (half.seconds, half.lasted) == (3, 9)
+    assert (whole.seconds, whole.lasted) == (6, 18)
 
 
 WORSENING = {"learning_rate": 0.3, "warmup_steps": 0, "validate_every": 1}
