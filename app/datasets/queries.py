@@ -68,6 +68,17 @@ class VersionView:
         return ImportFunnel.model_validate(found) if found is not None else None
 
 
+@dataclass(frozen=True, slots=True)
+class KnownDataset:
+    """A dataset that an import may go into."""
+
+    name: str
+    newest: int
+    """Number of its newest version."""
+    usable: bool
+    """Whether a version of it has conversations."""
+
+
 def upload_by_key(session: Session, key: str) -> Upload | None:
     return session.scalar(select(Upload).where(Upload.key == key))
 
@@ -140,17 +151,21 @@ def teacher_of(session: Session, project: Project) -> Checkpoint | None:
     return session.get(Checkpoint, project.teacher_id) if project.teacher_id is not None else None
 
 
-def datasets_of(session: Session, project_id: int) -> list[tuple[str, int]]:
-    """Return each dataset's name and newest version number, the last one imported first."""
-    newest = func.max(DatasetVersion.number)
+def datasets_of(session: Session, project_id: int) -> list[KnownDataset]:
+    """Return the project's datasets, the last one imported first."""
+    usable = func.bool_or(DatasetVersion.state.in_(("draft", "frozen")))
     rows = session.execute(
-        select(Dataset.name, newest)
+        select(Dataset.name, func.max(DatasetVersion.number), usable)
         .join(DatasetVersion, DatasetVersion.dataset_id == Dataset.id)
         .where(Dataset.project_id == project_id)
         .group_by(Dataset.id)
         .order_by(func.max(DatasetVersion.id).desc())
     )
-    return [(name, number) for name, number in rows]
+    return [KnownDataset(*row) for row in rows]
+
+
+def dataset_names(session: Session, project_id: int) -> set[str]:
+    return set(session.scalars(select(Dataset.name).where(Dataset.project_id == project_id)))
 
 
 def dataset_named(session: Session, project_id: int, name: str) -> Dataset | None:

@@ -11,7 +11,7 @@ from starlette.responses import RedirectResponse, Response
 
 from app.datasets import advice, queries, service
 from app.datasets.models import DatasetVersion
-from app.datasets.queries import VersionView
+from app.datasets.queries import KnownDataset, VersionView
 from app.datasets.schemas import NEW, ConversationFilter, ImportChoices, ImportForm, previewed
 from app.errors import AppError, NotFound
 from app.events.queries import last_event_id, log_lines
@@ -84,7 +84,6 @@ def _import_page(
     values = form.values
     again = _again(session, project, values)
     known = queries.datasets_of(session, project.id)
-    form.values = values = {**_defaults(again, known), **values}
     choices = service.import_choices(
         session,
         project,
@@ -93,6 +92,7 @@ def _import_page(
         known_ids=_ints(values.get("known_ids")),
         again=again,
     )
+    form.values = values = {**_defaults(again, known, choices), **values}
     here = request.url_for("datasets.upload", project=project.slug).path
     teacher = queries.teacher_of(session, project)
     context = {
@@ -122,15 +122,23 @@ def _again(
     return service.get_version(session, project.id, int(text)) if text.isdecimal() else None
 
 
-def _defaults(again: DatasetVersion | None, known: list[tuple[str, int]]) -> dict[str, Any]:
+def _defaults(
+    again: DatasetVersion | None, known: list[KnownDataset], choices: ImportChoices
+) -> dict[str, Any]:
+    """Return what is not chosen yet: the project's one usable dataset, else a new one.
+
+    The newest is no guess: it may have failed, or be about something else.
+    """
+    name = choices.new_name([dataset.name for dataset in known])
     if again is None:
-        into = known[0][0] if known else NEW
+        usable = [dataset.name for dataset in known if dataset.usable]
+        into = usable[0] if len(usable) == 1 else NEW
         start = {"format": "auto", "reference_path": "", "validation": 10, "test": 20}
-        return {"into": into, "name": "" if known else "traffic", **start}
+        return {"into": into, "name": name, **start}
     spec = again.import_spec
     return {
         "into": again.dataset.name,
-        "name": "",
+        "name": name,
         "format": spec["format"],
         "reference_path": spec["reference_path"] or "",
         "validation": f"{100 * spec['validation_share']:.6g}",
@@ -172,7 +180,7 @@ def start_import(
 ) -> Response:
     if form.data is not None:
         try:
-            wanted = form.data.request()
+            wanted = form.data.request(queries.dataset_names(session, project.id))
             version = service.start_import(session, project, wanted, owner=user.name)
         except AppError as error:
             form.refuse(error)

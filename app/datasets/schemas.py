@@ -1,7 +1,8 @@
 """What comes in and goes out about uploads, imports and dataset versions."""
 
+import itertools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
@@ -59,13 +60,20 @@ class ImportForm(BaseModel):
             raise ValueError("Validation and test together may take at most 90 %.")
         return self
 
-    def request(self) -> "ImportRequest":
-        """Return the request as the API takes it. Raises InvalidInput for what is left out."""
+    def request(self, known: Collection[str]) -> "ImportRequest":
+        """Return the request as the API takes it; `known` are the names of the project's datasets.
+
+        Raises InvalidInput for what is left out, and for a new dataset whose name is taken.
+        """
         fields: dict[str, str] = {}
         if not self.upload_ids:
             fields["upload_ids"] = "Choose at least one file that is stored."
         if self.into == NEW and not self.name.strip():
             fields["name"] = "Give the new dataset a name."
+        if self.into == NEW and self.name.strip() in known:
+            fields["name"] = (
+                f"“{self.name.strip()}” is there already: import into it, or give another name."
+            )
         if fields:
             raise InvalidInput(" ".join(fields.values()), fields=fields)
         return ImportRequest(
@@ -207,6 +215,13 @@ class ImportChoices:
             (one, first), (other, second) = list(found.items())[:2]
             return f"“{first}” is {one}, “{second}” is {other}. Choose files of one format."
         return None
+
+    def new_name(self, taken: Collection[str]) -> str:
+        """Return what a new dataset may be called: the first chosen file, without its endings."""
+        file = self.chosen[0].filename if self.chosen else ""
+        stem = file.partition(".")[0].strip()[:70] or "traffic"
+        names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
+        return next(name for name in names if name not in taken)
 
     @property
     def models(self) -> dict[str, int]:

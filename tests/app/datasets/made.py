@@ -2,7 +2,10 @@
 
 import io
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy.orm import Session
 
@@ -12,10 +15,13 @@ from app.datasets.schemas import ImportRequest
 from app.jobs.lease import Claim
 from app.jobs.models import Job
 from app.jobs.service import end
+from app.projects import service as projects
 from app.projects.models import Project
+from app.projects.schemas import ProjectCreate
 from app.settings import Settings
 from app.specs.jobs import JobKind, JobState
 from app.storage.uploads import Appender
+from app.web.deps import Services
 from workers.job.task import BodyContext
 from workers.sinks import PipeCallbacks
 from workers.tasks import ingest
@@ -99,3 +105,42 @@ def imported(
     )
     work(session, version.job_id, settings, tmp_path)
     return version
+
+
+class Made:
+    """A project of the app's own database, and its rows in short transactions."""
+
+    def __init__(self, parts: Services, tmp_path: Path) -> None:
+        self.parts, self.tmp_path = parts, tmp_path
+        with parts.sessions.begin() as session:
+            projects.create(session, ProjectCreate(name="Routing"), owner_id=None)
+
+    @property
+    def settings(self) -> Settings:
+        return self.parts.settings
+
+    @contextmanager
+    def session(self) -> Iterator[tuple[Session, Project]]:
+        with self.parts.sessions.begin() as session:
+            yield session, session.query(Project).one()
+
+    def upload(self, body: bytes = BODY, name: str = "log.jsonl") -> int:
+        with self.session() as (session, project):
+            return inspected(session, project, self.settings, self.tmp_path, body, name).id
+
+    def version(self, body: bytes = BODY, **request: Any) -> int:
+        with self.session() as (session, project):
+            return imported(session, project, self.settings, self.tmp_path, body, **request).id
+
+    def importing(self) -> int:
+        """Ask for an import that no worker takes."""
+        upload_id = self.upload()
+        with self.session() as (session, project):
+            wanted = ImportRequest(dataset="traffic", upload_ids=[upload_id])
+            return service.start_import(session, project, wanted, owner="ada").id
+
+    def job_of(self, version_id: int) -> int:
+        with self.session() as (session, _):
+            found = session.get_one(DatasetVersion, version_id).job_id
+        assert found is not None
+        return found

@@ -1,77 +1,23 @@
 """The data pages under StrictUndefined, in every state; queries stay constant; content is text."""
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
 from urllib.parse import urlencode
 
 import pytest
 from sqlalchemy import event
-from sqlalchemy.orm import Session
 from starlette.testclient import TestClient
 
 from app.checkpoints.models import Checkpoint
 from app.datasets import service
 from app.datasets.models import DatasetVersion, Upload
-from app.datasets.schemas import ImportRequest
 from app.jobs.models import Job
-from app.projects import service as projects
-from app.projects.models import Project
-from app.projects.schemas import ProjectCreate
-from app.settings import Settings
 from app.specs.jobs import JobState
-from app.web.deps import Services
-from tests.app.datasets.made import BODY, finish, imported, inspected, line, stored
+from tests.app.datasets.made import BODY, Made, finish, line, stored
 
 HOME = "/projects/routing/datasets"
 EVIL = '<img src=x onerror="window.ran=1"><script>window.ran=1</script>'
 PARTIAL = {"HX-Request": "true", "HX-Request-Type": "partial"}
-
-
-class Made:
-    """A project of the app's own database, and its rows in short transactions."""
-
-    def __init__(self, parts: Services, tmp_path: Path) -> None:
-        self.parts, self.tmp_path = parts, tmp_path
-        with parts.sessions.begin() as session:
-            projects.create(session, ProjectCreate(name="Routing"), owner_id=None)
-
-    @property
-    def settings(self) -> Settings:
-        return self.parts.settings
-
-    @contextmanager
-    def session(self) -> Iterator[tuple[Session, Project]]:
-        with self.parts.sessions.begin() as session:
-            yield session, session.query(Project).one()
-
-    def upload(self, body: bytes = BODY, name: str = "log.jsonl") -> int:
-        with self.session() as (session, project):
-            return inspected(session, project, self.settings, self.tmp_path, body, name).id
-
-    def version(self, body: bytes = BODY, **request: Any) -> int:
-        with self.session() as (session, project):
-            return imported(session, project, self.settings, self.tmp_path, body, **request).id
-
-    def importing(self) -> int:
-        """Ask for an import that no worker takes."""
-        upload_id = self.upload()
-        with self.session() as (session, project):
-            wanted = ImportRequest(dataset="traffic", upload_ids=[upload_id])
-            return service.start_import(session, project, wanted, owner="ada").id
-
-    def job_of(self, version_id: int) -> int:
-        with self.session() as (session, _):
-            found = session.get_one(DatasetVersion, version_id).job_id
-        assert found is not None
-        return found
-
-
-@pytest.fixture
-def made(parts: Services, tmp_path: Path) -> Made:
-    return Made(parts, tmp_path)
 
 
 def page(client: TestClient, path: str, **headers: str) -> str:
