@@ -1,8 +1,48 @@
 // Curves by uPlot from [data-chart]: data-series JSON, points appended from `metric` events,
-// a table with the same numbers, redrawn when the theme changes.
+// a table with the same numbers, redrawn when the theme changes or the reader chooses another axis.
 const DASHES = [[], [6, 3], [2, 3], [8, 3, 2, 3], [1, 2], [12, 4]];
 const MAX_POINTS = 4000;
+const WEIGHT = 0.9;
+const KEY = "stillhouse.charts";
 const charts = new Map();
+const chosen = new Set(remembered());
+
+function remembered() {
+  try {
+    return (localStorage.getItem(KEY) ?? "").split(" ").filter((word) => ["log", "smooth"].includes(word));
+  } catch {
+    return []; // storage may be off; a choice then lasts for the page
+  }
+}
+
+function choose(word) {
+  chosen.delete(word) || chosen.add(word);
+  try {
+    localStorage.setItem(KEY, [...chosen].join(" "));
+  } catch {
+    // see remembered()
+  }
+  mark();
+  charts.forEach((chart) => chart.draw());
+}
+
+function mark() {
+  for (const button of document.querySelectorAll("[data-chart-choice]")) {
+    button.setAttribute("aria-pressed", String(chosen.has(button.dataset.chartChoice)));
+  }
+}
+
+// Mean whose weights fall by WEIGHT a point, made fair to the first points as in Adam.
+function smooth(values) {
+  let mean = 0;
+  let weight = 0;
+  return values.map((value) => {
+    if (value === null) return null;
+    mean = WEIGHT * mean + (1 - WEIGHT) * value;
+    weight = WEIGHT * weight + (1 - WEIGHT);
+    return mean / weight;
+  });
+}
 
 function css(name) {
   // Resolve light-dark() by asking a real element for its colour.
@@ -26,6 +66,7 @@ class Chart {
     this.root = root;
     this.plot = root.querySelector("[data-plot]");
     this.twin = root.querySelector("[data-twin]");
+    this.note = root.querySelector("[data-chart-note]");
     this.digits = Number(root.dataset.digits);
     this.source = root.dataset.series;
     this.series = JSON.parse(this.source).map((s) => ({ ...s, points: new Map(s.points) }));
@@ -41,32 +82,51 @@ class Chart {
     return [steps, ...this.series.map((s) => steps.map((step) => s.points.get(step) ?? null))];
   }
 
+  // What is drawn: raw values, smooth ones after them; a logarithmic axis has no place for 0 and less.
+  drawn() {
+    const [steps, ...raw] = this.data();
+    const columns = chosen.has("smooth") ? [...raw, ...raw.map(smooth)] : raw;
+    const left = raw.flat().filter((value) => value !== null && value <= 0).length;
+    const any = raw.flat().some((value) => value > 0);
+    const log = chosen.has("log") && (any || !left);
+    const missing = left ? `; ${left} ${left === 1 ? "value" : "values"} of 0 or less not drawn` : "";
+    this.note.textContent = log ? `logarithmic axis${missing}` : "no value above 0: linear axis";
+    this.note.hidden = !chosen.has("log");
+    return { log, data: [steps, ...(log ? columns.map((c) => c.map((v) => (v > 0 ? v : null))) : columns)] };
+  }
+
   options() {
     const axis = { stroke: css("--muted"), grid: { stroke: css("--line"), width: 1 }, ticks: { stroke: css("--line"), width: 1 }, font: "11px system-ui" };
-    const log = this.root.hasAttribute("data-log");
+    const fade = chosen.has("smooth");
+    const y = this.log ? { distr: 3, range: (_, low, high) => (low === null ? [0.1, 1] : [low / 1.2, high * 1.2]) } : {};
+    const lines = (label, look) =>
+      this.series.map((s, i) => ({
+        label: label(s),
+        // A run keeps its colour in every chart and table of a page.
+        stroke: css(`--s${((s.colour ?? i) % 6) + 1}`),
+        dash: DASHES[(s.colour ?? i) % 6],
+        spanGaps: true,
+        value: (_, value) => (value === null ? "—" : value.toFixed(this.digits).replace("-", "−")),
+        ...look,
+      }));
     return {
       width: Math.max(this.plot.clientWidth, 240),
       height: 240,
-      scales: { x: { time: false }, y: log ? { distr: 3 } : {} },
+      scales: { x: { time: false }, y },
       axes: [{ ...axis }, { ...axis, size: 64, values: (_, ticks) => ticks.map(tick) }],
       series: [
         { label: this.root.dataset.x },
-        ...this.series.map((s, i) => ({
-          label: s.label,
-          // A run keeps its colour in every chart and table of a page.
-          stroke: css(`--s${((s.colour ?? i) % 6) + 1}`),
-          width: 1.5,
-          dash: DASHES[(s.colour ?? i) % 6],
-          spanGaps: true,
-          value: (_, value) => (value === null ? "—" : value.toFixed(this.digits).replace("-", "−")),
-        })),
+        ...lines((s) => s.label, fade ? { width: 1, alpha: 0.4 } : { width: 1.5 }),
+        ...(fade ? lines((s) => `${s.label}, smooth`, { width: 2 }) : []),
       ],
     };
   }
 
   draw() {
+    const { log, data } = this.drawn();
+    this.log = log;
     this.uplot?.destroy();
-    this.uplot = new uPlot(this.options(), this.data(), this.plot);
+    this.uplot = new uPlot(this.options(), data, this.plot);
     this.table();
   }
 
@@ -87,7 +147,9 @@ class Chart {
     this.pending = true;
     requestAnimationFrame(() => {
       this.pending = false;
-      this.uplot.setData(this.data());
+      const { log, data } = this.drawn();
+      if (log !== this.log) return this.draw();
+      this.uplot.setData(data);
       this.table();
     });
   }
@@ -141,6 +203,7 @@ function scan() {
       charts.delete(root);
     }
   }
+  mark();
   for (const root of document.querySelectorAll("[data-chart]")) {
     if (!charts.has(root)) charts.set(root, new Chart(root));
   }
@@ -151,6 +214,8 @@ document.addEventListener("htmx:after:swap", scan);
 document.addEventListener("click", (event) => {
   const button = event.target.closest("[data-chart-twin]");
   if (button) charts.get(button.closest("[data-chart]"))?.toggle(button);
+  const choice = event.target.closest("[data-chart-choice]");
+  if (choice) choose(choice.dataset.chartChoice);
 });
 document.addEventListener("metric", (event) => {
   const { step, values } = JSON.parse(event.detail.data);

@@ -20,6 +20,14 @@ RUNS = "/projects/support-router/runs"
 POINTS = "JSON.parse(document.querySelector('#chart-kl').dataset.series)[0].points.length"
 TWIN_ROWS = "#chart-kl-twin tbody tr"
 SHOWN = "document.querySelectorAll('#chart-kl-twin tbody tr').length"
+KEEP_PLOTS = """let made; window.plots = {};
+Object.defineProperty(window, "uPlot", { get: () => made, set: (plain) => { made = new Proxy(plain, {
+  construct: (target, given) => window.plots[given[2].closest("[data-chart]").id] = new target(...given),
+}); } });"""
+PLOT = """((id) => { const u = plots[id]; return {
+  log: u.scales.y.distr === 3, labels: u.series.slice(1).map((s) => s.label), data: u.data,
+}; })"""
+"""What uPlot was given, since a canvas cannot be read."""
 Write = Callable[[Session], None]
 
 
@@ -84,6 +92,48 @@ def test_a_live_run_goes_on_after_a_reload(page: Page, worker: Worker, workshop:
     expect(page.locator("#run-live [aria-current=step]")).to_contain_text("Evaluate")
     # The curves were not touched by the swap of the part above them.
     assert page.evaluate(SHOWN) == 30
+
+
+def test_the_axis_is_logarithmic_and_curves_are_smoothed_when_asked_for(
+    page: Page, worker: Worker
+) -> None:
+    page.add_init_script(KEEP_PLOTS)
+
+    def learn(session: Session) -> None:
+        rates = {n: {"optim/learning_rate": 0.0 if n == 1 else 0.1 / n} for n in range(1, 11)}
+        add_points(session, "run:1", job_id=worker.job_id, fence=1, steps=rates)
+
+    worker.write(learn)
+    page.goto(f"{RUNS}/1")
+    plain = page.evaluate(PLOT + "('chart-kl')")
+    assert (plain["log"], plain["labels"]) == (False, ["KD loss", "Validation KL"])
+    axis, smooth = (page.get_by_role("button", name=name) for name in ("Log axis", "Smooth"))
+    axis.focus()
+    page.keyboard.press("Enter")
+    expect(axis).to_have_attribute("aria-pressed", "true")
+    assert page.evaluate(PLOT + "('chart-kl')") == {**plain, "log": True}
+    kl, rate = (page.locator(f"#chart-{key} [data-chart-note]") for key in ("kl", "rate"))
+    expect(kl).to_have_text("logarithmic axis")
+    expect(rate).to_have_text("logarithmic axis; 1 value of 0 or less not drawn")
+    smooth.press("Space")
+    page.reload()
+    for button in (axis, smooth):
+        expect(button).to_have_attribute("aria-pressed", "true")
+    both = page.evaluate(PLOT + "('chart-kl')")
+    assert both["labels"] == [*plain["labels"], "KD loss, smooth", "Validation KL, smooth"]
+    assert both["data"][1] == plain["data"][1]
+    # .9 and .1 of the two first values, 1 and 1/2, by their weights.
+    assert both["data"][3][:2] == pytest.approx([1, (0.09 + 0.05) / 0.19])
+    look(page)
+    page.click("#chart-kl [data-chart-twin]")
+    assert "smooth" not in page.locator("#chart-kl-twin").inner_text()
+    worker.steps(11, 12)
+    expect(page.locator(TWIN_ROWS)).to_have_count(12)
+    assert len(page.evaluate(PLOT + "('chart-kl')")["data"][3]) == 12
+    axis.click()
+    smooth.click()
+    assert page.evaluate(PLOT + "('chart-kl')")["labels"] == plain["labels"]
+    expect(kl).to_be_hidden()
 
 
 def test_a_run_is_stopped_from_its_dialog(page: Page, worker: Worker) -> None:
