@@ -325,7 +325,11 @@ def estimates(
     try:
         # The table's other rows are evaluated once, with the first of the runs.
         first = [evaluations.estimate(session, project, spec, settings) for spec in specs[:1]]
-        rest = [service.estimate(session, project, spec, settings) for spec in specs[1:]]
+        rest = [
+            service.estimate(session, project, spec, settings, beside=specs[:at])
+            for at, spec in enumerate(specs)
+            if at
+        ]
     except AppError as error:
         return [], error.message
     return [*first, *rest], ""

@@ -7,6 +7,7 @@ from sqlalchemy.orm import Session
 
 from app.metrics.formatting import number, size
 from app.runs import queries
+from app.runs.disk import Others
 from app.runs.schemas import Mend
 from app.runs.subject import Subject, epochs
 from app.settings import Settings
@@ -198,14 +199,21 @@ def _look_at_schedule(found: Findings, subject: Subject, spec: RunSpec) -> None:
         )
 
 
-def look_at_disk(found: Findings, peak: int, settings: Settings) -> None:
+def look_at_disk(found: Findings, peak: int, waiting: Others, settings: Settings) -> None:
     """Refuse what does not fit beside the blobs; the folder may not be made yet."""
     place = settings.blobs
     while not place.exists() and place != place.parent:
         place = place.parent
     free = shutil.disk_usage(place).free
+    if peak + waiting.bytes <= free:
+        return
+    needs = f"It takes up to {size(peak)} of disk while it trains"
+    have = f"{size(free)} are free in {settings.home}"
     if peak > free:
+        found.block(f"{needs}, and {have}. Make room there, or use a smaller student.")
+    else:
+        before = "the run" if waiting.runs == 1 else f"the {waiting.runs} runs"
         found.block(
-            f"It takes up to {size(peak)} of disk while it trains, and {size(free)} are free in "
-            f"{settings.home}. Make room there, or use a smaller student."
+            f"{needs}, {before} before it up to {size(waiting.bytes)} more, and {have}. Make room "
+            "there, wait until others have ended, or use a smaller student."
         )

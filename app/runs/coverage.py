@@ -6,19 +6,19 @@ from sqlalchemy.orm import Session
 
 from app.metrics.formatting import number
 from app.runs.schemas import CacheOut
-from app.specs.checkpoint import CheckpointCard
+from app.runs.subject import Subject
+from app.runs.tokens import tokens_a_conversation
+from app.settings import Settings
 from app.specs.training import RunSpec
 from app.teacher_cache import queries as cache
 from app.teacher_cache.service import space_of
 
 
-def cover(
-    session: Session, teacher: CheckpointCard | None, spec: RunSpec, *, count: int, mean: float
+def cover_of(
+    session: Session, subject: Subject, spec: RunSpec, settings: Settings
 ) -> CacheOut | None:
-    """Return what the cache covers; None where the run reads no teacher.
-
-    count: train and validation conversations; mean: tokens of one.
-    """
+    """Return what the cache covers; None where the run reads no teacher."""
+    teacher = subject.cards[0]
     if teacher is None or not spec.training.objective.needs_teacher:
         return None
     address = space_of(teacher, spec.capture).address
@@ -41,6 +41,8 @@ def cover(
         basis = "No capture of this version with this teacher yet: all of it is counted."
         if rows:
             basis += f" The cache holds {number(rows)} tokens of other versions, which may overlap."
+    count = subject.split("train") + subject.split("validation")
+    mean, _ = tokens_a_conversation(session, subject.version, spec.training.render, settings)
     return CacheOut(
         conversations=count,
         cached=None if rows else 0,

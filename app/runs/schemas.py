@@ -174,5 +174,9 @@ class EstimateOut(BaseModel):
     """With the snapshots there are while it trains; compared with what is free."""
     disk: dict[str, int]
     """cache · checkpoint · snapshots (which go when the run ends)."""
+    disk_others: int = 0
+    """Runs that wait, work or start before it, whose training has not ended."""
+    disk_others_bytes: int = 0
+    """What they will still write beyond this run's own peak; it counts against what is free."""
     seconds: Seconds | None
     parts: list[PartOut]

@@ -1,6 +1,6 @@
 """Start runs: a frozen spec and the jobs that carry it out; take what training made."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sqlalchemy import select, update
@@ -21,7 +21,7 @@ from app.runs.advice import look
 from app.runs.models import Run, RunJob
 from app.runs.queries import RunView
 from app.runs.schemas import EstimateOut, RunRequest
-from app.runs.subject import Subject
+from app.runs.subject import Subject, capture_of
 from app.settings import Settings
 from app.specs.checkpoint import CheckpointCard
 from app.specs.fingerprint import fingerprint
@@ -104,14 +104,7 @@ def started_before(session: Session, project: Project, key: str) -> Run | None:
 
 def _ask_for_cache(session: Session, run: Run, spec: RunSpec, owner: str) -> Job:
     """Return the job that fills the cache: the one that is on its way already, if there is one."""
-    if spec.teacher_id is None:
-        raise Conflict("An objective with a teacher term needs a teacher: choose one.")
-    precompute = PrecomputeJob(
-        teacher_id=spec.teacher_id,
-        dataset_version_id=spec.dataset_version_id,
-        render=spec.training.render,
-        profile=spec.capture,
-    )
+    precompute = capture_of(spec)
     job = _on_its_way(session, run.project_id, precompute)
     if job is None:
         job = enqueue(
@@ -246,11 +239,17 @@ def estimate(
     settings: Settings,
     *,
     anchors: Mapping[str, Checkpoint] | None = None,
+    beside: Sequence[RunSpec] = (),
 ) -> EstimateOut:
-    """Return what a run would read, take and last, and why it cannot start if so."""
+    """Return what a run would read, take and last, and why it cannot start if so.
+
+    beside: runs that are to be started before it, at once.
+    """
     subject = subject_of(session, project, spec)
     found = look(session, subject, spec, project.id)
-    return estimates.estimate(session, subject, spec, found, settings, anchors=anchors or {})
+    return estimates.estimate(
+        session, subject, spec, found, settings, anchors=anchors or {}, beside=beside
+    )
 
 
 def get(session: Session, project: Project, number: int) -> RunView:

@@ -4,8 +4,10 @@ from dataclasses import dataclass
 
 from app.checkpoints.models import Checkpoint
 from app.datasets.models import DatasetVersion
+from app.errors import Conflict
 from app.specs.checkpoint import CheckpointCard
 from app.specs.conversation import ImportFunnel
+from app.specs.jobs import PrecomputeJob
 from app.specs.training import RunSpec
 
 
@@ -49,3 +51,15 @@ def trained_on(subject: Subject, spec: RunSpec) -> int:
 def epochs(subject: Subject, spec: RunSpec) -> float:
     schedule = spec.training.schedule
     return schedule.steps * schedule.batch_size / max(trained_on(subject, spec), 1)
+
+
+def capture_of(spec: RunSpec) -> PrecomputeJob:
+    """Return the job that fills the cache a run reads. Raises Conflict without a teacher."""
+    if spec.teacher_id is None:
+        raise Conflict("An objective with a teacher term needs a teacher: choose one.")
+    return PrecomputeJob(
+        teacher_id=spec.teacher_id,
+        dataset_version_id=spec.dataset_version_id,
+        render=spec.training.render,
+        profile=spec.capture,
+    )

@@ -1,6 +1,7 @@
 """The new run page: values good enough to start, presets, refusals, clones, three at once."""
 
 import re
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -71,6 +72,22 @@ def test_three_objectives_start_together_at_equal_steps(
     for words in ("#1 distilled", "#2 sequence-level", "#3 labels-only"):
         assert words in page
     assert page.count("40 steps × 16") == 3
+
+
+def test_none_starts_where_the_disk_has_no_room_for_all(
+    pages: TestClient, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = {"name": "kd", "teacher": "teacher", "student": "student", "dataset": "traffic"}
+    alone = pages.post("/api/v1/projects/support-router/runs/estimate", json=wanted).json()
+    free = alone["disk_peak_bytes"] + 4_800_000  # this run and one more checkpoint
+    monkeypatch.setattr("app.runs.advice.shutil.disk_usage", lambda _: SimpleNamespace(free=free))
+    also = ["sequence_level", "labels_only"]
+    asked = pages.post(f"{RUNS}/new/estimate", data={**values, "also": also}, headers=PARTIAL).text
+    assert "“labels-only”: It takes up to" in asked
+    assert "the 2 runs before it" in asked
+    assert pages.post(RUNS, data={**values, "also": also}).status_code == 422
+    assert pages.get(f"{RUNS}/1").status_code == 404
+    assert pages.post(RUNS, data={**values, "also": also[:1]}).status_code == 303
 
 
 def test_none_starts_when_one_cannot(

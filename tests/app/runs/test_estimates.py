@@ -9,11 +9,13 @@ import pytest
 
 from app.errors import Conflict
 from app.evaluations import service as evaluations
+from app.jobs import lease
+from app.jobs.models import Job, JobSnapshot
 from app.runs import service
 from app.runs.schemas import PartOut
 from app.runs.subject import epochs, trained_on
 from app.runs.times import START, spread
-from app.specs.jobs import JobKind
+from app.specs.jobs import JobKind, JobState, Queue
 from app.teacher_cache.models import CacheShard
 from tests.app.runs.conftest import Bench
 from tests.support import made_rows
@@ -78,6 +80,73 @@ def test_a_run_that_does_not_fit_the_disk_is_refused(
     run = start(key="k", settings=bench.settings)
     free = 0
     assert start(key="k", settings=bench.settings).id == run.id, "it has started already"
+
+
+CHECKPOINT, SNAPSHOT = 4_800_000, 3 * 4 * 1_200_000
+
+
+def start(bench: Bench, name: str, **training: Any) -> dict[str, Job]:
+    """Start a run and return its jobs by role."""
+    spec = bench.spec(**training).model_copy(update={"name": name})
+    run = service.start(bench.session, bench.project, spec, owner="ada")[0]
+    view = service.get(bench.session, bench.project, run.number)
+    return {phase.role: phase.job for phase in view.phases}
+
+
+def before(bench: Bench) -> tuple[int, int]:
+    found = bench.look(bench.spec())
+    return found.disk_others, found.disk_others_bytes
+
+
+def test_runs_that_wait_count_with_what_they_will_write(bench: Bench) -> None:
+    assert before(bench) == (0, 0)
+    start(bench, "first")
+    # Its cache is the one this run needs, and its snapshots go before this one's are written.
+    assert before(bench) == (1, CHECKPOINT)
+    other = start(bench, "other", render={"max_tokens": 64})
+    own = bench.look(bench.spec(render={"max_tokens": 64})).disk["cache"]
+    assert own > 0
+    assert before(bench) == (2, 2 * CHECKPOINT + own)
+    made_rows.bring_to(bench.session, other["precompute"].id, JobState.RUNNING)
+    other["precompute"].progress = {"done": 30, "total": 40, "unit": "tokens"}
+    assert before(bench) == (2, 2 * CHECKPOINT + round(own / 4))
+    made_rows.bring_to(bench.session, other["precompute"].id, JobState.SUCCEEDED)
+    assert before(bench) == (2, 2 * CHECKPOINT)
+    made_rows.bring_to(bench.session, other["train"].id, JobState.SUCCEEDED)
+    assert before(bench) == (1, CHECKPOINT)
+
+
+def test_as_many_trainings_have_snapshots_at_once_as_workers_do_them(bench: Bench) -> None:
+    first, _ = start(bench, "first"), start(bench, "second")
+    for name in ("one", "two"):
+        lease.seen(bench.session, name, Queue.GPU, host="h", job_id=None)
+    assert before(bench) == (2, 2 * CHECKPOINT + 3 * SNAPSHOT)
+    lease.seen(bench.session, "three", Queue.GPU, host="h", job_id=None)
+    lease.seen(bench.session, "importer", Queue.CPU, host="h", job_id=None)
+    assert before(bench) == (2, 2 * CHECKPOINT + 6 * SNAPSHOT)
+    # What a training has written is on the disk already.
+    bench.session.add(
+        JobSnapshot(job_id=first["train"].id, fence=1, step=1, folder="f", manifest_sha256="s")
+    )
+    assert before(bench) == (2, 2 * CHECKPOINT + 5 * SNAPSHOT)
+
+
+def test_a_run_that_fits_alone_but_not_after_the_others_is_refused(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start(bench, "first")
+    peak = bench.look(bench.spec()).disk_peak_bytes
+    free = peak + CHECKPOINT
+    monkeypatch.setattr("app.runs.advice.shutil.disk_usage", lambda _: SimpleNamespace(free=free))
+    assert bench.look(bench.spec()).blocked is None
+    free -= 1
+    refused = str(bench.look(bench.spec()).blocked)
+    assert "of disk while it trains, the run before it up to 4.6 MiB more" in refused
+    assert "wait until others have ended" in refused
+    with pytest.raises(Conflict, match="the run before it"):
+        evaluations.start_run(
+            bench.session, bench.project, bench.spec(), owner="ada", settings=bench.settings
+        )
 
 
 def test_evaluations_of_the_tables_other_rows_are_counted_until_they_are_asked_for(
