@@ -48,7 +48,7 @@ up: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/lint-imports --config import_contracts.toml
+	$(BIN)/lint-imports import_contracts.toml
 
 types: setup
 	$(BIN)/mypy
