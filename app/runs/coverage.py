@@ -4,7 +4,9 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
+from app.checkpoints.models import Checkpoint
 from app.metrics.formatting import number
+from app.runs.models import Run
 from app.runs.schemas import CacheOut
 from app.runs.subject import Subject
 from app.runs.tokens import tokens_a_conversation
@@ -50,6 +52,17 @@ def cover_of(
         basis=basis,
         **_measured(session, address),
     )
+
+
+def rows_were_lost(session: Session, run: Run) -> bool:
+    """Return whether the cache lacks what a capture for this run had put there."""
+    spec = RunSpec.model_validate(run.spec)
+    teacher = session.get(Checkpoint, run.teacher_id)
+    if teacher is None or teacher.card is None or not spec.training.objective.needs_teacher:
+        return False
+    address = space_of(CheckpointCard.model_validate(teacher.card), spec.capture).address
+    known = cache.coverage(session, address, spec.dataset_version_id, spec.training.render)
+    return known is None or known.missing_rows > 0
 
 
 def _measured(session: Session, address: str) -> dict[str, Any]:

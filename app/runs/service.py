@@ -18,6 +18,7 @@ from app.jobs.service import JobRequest, enqueue, request_cancel
 from app.projects.models import Project
 from app.runs import estimates, queries
 from app.runs.advice import look
+from app.runs.coverage import rows_were_lost
 from app.runs.models import Run, RunJob
 from app.runs.queries import RunView
 from app.runs.schemas import EstimateOut, RunRequest
@@ -290,6 +291,12 @@ def retry(session: Session, view: RunView, *, owner: str) -> list[Job]:
     for phase in view.phases:
         state = JobState(phase.job.state)
         kept = phase.role != "evaluate" and view.run.checkpoint_id is not None
+        if phase.role == "precompute" and not kept and state == JobState.SUCCEEDED:
+            if rows_were_lost(session, view.run):
+                spec = RunSpec.model_validate(view.run.spec)
+                made.append(_ask_for_cache(session, view.run, spec, owner))
+                before = [made[-1].id]
+            continue
         if state == JobState.SUCCEEDED or kept:
             continue
         if not state.terminal:  # a shared cache that another run asked for again

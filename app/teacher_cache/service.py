@@ -1,6 +1,5 @@
 """The teacher cache as rows: spaces, shards, entries; the first writer of an entry wins."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,17 +34,17 @@ def open_space(session: Session, space: CacheSpace, *, teacher_id: int) -> None:
     )
 
 
-def cached_entries(session: Session, address: str) -> Sequence[str]:
-    return session.scalars(select(CacheEntry.entry).where(CacheEntry.space == address)).all()
-
-
-def shard_paths(session: Session, address: str, settings: Settings) -> list[Path]:
-    """Return the files that hold a space's entries."""
+def shards(session: Session, address: str, settings: Settings) -> dict[Path, tuple[str, ...]]:
+    """Return the files of a space, oldest first, each with the entries that are read from it."""
     blobs = LocalBlobs(settings.blobs)
-    keys = session.scalars(
-        select(CacheShard.blob).where(CacheShard.space == address).order_by(CacheShard.id)
+    rows = session.execute(
+        select(CacheShard.blob, func.array_remove(func.array_agg(CacheEntry.entry), None))
+        .outerjoin(CacheEntry, CacheEntry.shard_id == CacheShard.id)
+        .where(CacheShard.space == address)
+        .group_by(CacheShard.id)
+        .order_by(CacheShard.id)
     )
-    return [blobs.path(key).absolute() for key in keys]
+    return {blobs.path(blob).absolute(): tuple(entries) for blob, entries in rows}
 
 
 def add_shard(session: Session, payload: dict[str, Any], *, fence: int, settings: Settings) -> None:
@@ -88,6 +87,28 @@ def forget(session: Session, address: str) -> None:
         session.execute(delete(table).where(table.space == address))
     session.execute(
         update(CacheSpaceRow).where(CacheSpaceRow.address == address).values(report=None)
+    )
+
+
+def drop_shard(session: Session, address: str, sha256: str) -> None:
+    """Forget a damaged shard: what was read from it counts as missing until captured again.
+
+    Which versions lost it is not known here, so it is counted for each.
+    """
+    this = (CacheShard.space == address, CacheShard.sha256 == sha256)
+    entries, rows = session.execute(
+        select(func.count(), func.coalesce(func.sum(CacheEntry.rows), 0))
+        .join(CacheShard, CacheShard.id == CacheEntry.shard_id)
+        .where(*this)
+    ).one()
+    session.execute(delete(CacheShard).where(*this))
+    session.execute(
+        update(CacheCoverage)
+        .where(CacheCoverage.space == address)
+        .values(
+            cached=func.greatest(0, CacheCoverage.cached - entries),
+            missing_rows=func.least(CacheCoverage.rows, CacheCoverage.missing_rows + rows),
+        )
     )
 
 

@@ -64,6 +64,11 @@ def carry_out(factory: Factory, settings: Settings) -> None:
         pass
 
 
+def carry_out_next(factory: Factory, settings: Settings) -> None:
+    """Carry out one job, as `up` does."""
+    assert any(supervisor.run_next() for supervisor in _supervisors(factory, settings))
+
+
 def carry_out_here(factory: Factory, settings: Settings) -> None:
     """Carry out jobs in this process until none waits; every job must have succeeded."""
     while any(_run_next(factory, settings, queue) for queue in Queue):

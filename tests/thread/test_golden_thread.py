@@ -30,9 +30,9 @@ from app.specs.checkpoint import FolderSource, PruneSpec
 from app.specs.evaluation import EvaluationSpec
 from app.specs.training import Objective, RenderSpec, RunSpec, Schedule, TrainingSpec
 from app.storage.blobs import LocalBlobs
-from app.teacher_cache.models import CacheEntry, CacheSpaceRow
+from app.teacher_cache.models import CacheEntry, CacheShard, CacheSpaceRow
 from tests.support.traffic import REFERENCE_PATH, write_log
-from tests.support.workers import carry_out, carry_out_all
+from tests.support.workers import carry_out, carry_out_all, carry_out_next
 from tests.workers.distill.tiny import llama, tokenizer
 from workers.distill.checkpoints import save_checkpoint
 
@@ -143,7 +143,40 @@ def test_a_log_becomes_a_comparison(factory: Factory, settings: Settings, tmp_pa
     assert [step for step, _ in curves["train/kd_loss"]] == [1, 2, 3, 4, 5, 6]
     assert space.report is not None
     assert space.report["faithfulness"]["passed"]
+    a_shard_damaged_right_before_training(factory, settings, spec_of_distilled)
     a_cache_that_is_not_what_the_teacher_says(factory, settings, spec_of_distilled)
+
+
+def a_shard_damaged_right_before_training(
+    factory: Factory, settings: Settings, spec: RunSpec
+) -> None:
+    """It trains nobody and is given up, so that trying again captures it, byte for byte."""
+    with transaction(factory) as session:
+        project = session.scalars(select(Project)).one()
+        shard = session.scalars(select(CacheShard)).one()
+        path = LocalBlobs(settings.blobs).path(shard.blob)
+        later = spec.model_copy(update={"name": "damaged", "group": "g3"})
+        run_id = evaluations.start_run(session, project, later, owner=OWNER).id
+    carry_out_next(factory, settings)
+    whole = path.read_bytes()
+    middle = len(whole) // 3
+    path.write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
+    carry_out(factory, settings)
+    with transaction(factory) as session:
+        [failed] = session.scalars(select(Job).where(Job.error == "CorruptShardError")).all()
+        assert shard.sha256[:12] in str(failed.error_message)
+        assert session.scalars(select(CacheShard)).all() == []
+        view = runs.get(session, project, session.get_one(Run, run_id).number)
+        assert [job.kind for job in runs.retry(session, view, owner=OWNER)][:2] == [
+            "precompute",
+            "train",
+        ]
+    carry_out(factory, settings)
+    with transaction(factory) as session:
+        view = runs.get(session, project, session.get_one(Run, run_id).number)
+        assert view.state == "succeeded"
+        assert session.scalars(select(CacheShard.sha256)).one() == shard.sha256
+    assert path.read_bytes() == whole
 
 
 def a_cache_that_is_not_what_the_teacher_says(

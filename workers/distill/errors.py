@@ -26,7 +26,11 @@ class HeadError(DistillError):
 
 
 class CorruptShardError(DistillError):
-    """A teacher shard's bytes are not what was written."""
+    """A teacher shard's bytes are not what was written; `shard` is its SHA-256 where known."""
+
+    def __init__(self, message: str, shard: str | None = None) -> None:
+        super().__init__(message)
+        self.shard = shard
 
 
 class RowCountError(DistillError):

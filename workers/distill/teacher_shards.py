@@ -255,7 +255,10 @@ class ShardReader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = path.open("rb")
+        try:
+            self._file = path.open("rb")
+        except OSError as error:
+            raise _damaged(path, f"it cannot be read ({error.strerror})") from error
         try:
             self._index = self._read_index()
         except BaseException:
@@ -314,10 +317,7 @@ class ShardReader:
         return np.frombuffer(data, dtype=_INDEX)
 
     def _corrupt(self, what: str) -> CorruptShardError:
-        return CorruptShardError(
-            f"Teacher shard {self.path.name} is damaged: {what}. Delete it; the next capture "
-            "computes its entries again."
-        )
+        return _damaged(self.path, what)
 
 
 class ShardLookup:
@@ -349,14 +349,26 @@ class ShardLookup:
 
 
 def verify_shard(path: Path) -> None:
-    """Raise CorruptShardError unless the file's SHA-256 is its name."""
-    with path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    if digest != path.name.removesuffix(SUFFIX):
-        raise CorruptShardError(
-            f"Teacher shard {path.name} is damaged: its bytes give {digest[:12]}. Delete it; the "
-            "next capture computes its entries again."
-        )
+    """Raise CorruptShardError unless the file is there and its SHA-256 is its name."""
+    try:
+        with path.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise _damaged(path, f"it cannot be read ({error.strerror})") from error
+    if digest != _name(path):
+        raise _damaged(path, f"its bytes give {digest[:12]}")
+
+
+def _name(path: Path) -> str:
+    return path.name.removesuffix(SUFFIX)
+
+
+def _damaged(path: Path, what: str) -> CorruptShardError:
+    return CorruptShardError(
+        f"Teacher shard {_name(path)[:12]} is damaged: {what}. Try again: what it held is captured "
+        "anew, and nothing else.",
+        shard=_name(path),
+    )
 
 
 def _place_of(temperature: float, grid: Sequence[float]) -> int:

@@ -18,6 +18,7 @@ from workers.distill.rendering import Renderer
 from workers.distill.teachers import LocalTeacher
 from workers.distill.tokenizers import load_tokenizer
 from workers.job.task import BodyContext, Inputs, Task
+from workers.tasks.caching import DAMAGED, Shards, give_up, sound
 from workers.tasks.sets import checkpoint_folder, read_conversations, version_path
 
 UNFAITHFUL = "unfaithful_cache"
@@ -29,8 +30,7 @@ class PrecomputeInputs(Inputs):
     teacher: str
     conversations: str
     space: CacheSpace
-    cached: tuple[str, ...]
-    shards: tuple[str, ...]
+    shards: Shards
 
 
 class PrecomputeTask:
@@ -47,12 +47,16 @@ class PrecomputeTask:
             teacher=folder,
             conversations=version_path(session, job.dataset_version_id, settings),
             space=space,
-            cached=tuple(service.cached_entries(session, space.address)),
-            shards=tuple(str(p) for p in service.shard_paths(session, space.address, settings)),
+            shards={
+                str(path): entries
+                for path, entries in service.shards(session, space.address, settings).items()
+            },
         )
 
     def run(self, inputs: PrecomputeInputs, context: BodyContext) -> dict[str, Any]:
         calls = context.callbacks
+        calls.phase("check the shards")
+        shards = sound(inputs.shards, inputs.space.address, calls)
         calls.phase("load")
         tokenizer = load_tokenizer(Path(inputs.teacher))
         conversations = read_conversations(inputs.conversations, ("train", "validation"))
@@ -69,10 +73,10 @@ class PrecomputeTask:
             inputs.space,
             folder=context.workdir,
             callbacks=calls,
-            cached=inputs.cached,
+            cached=[entry for entries in shards.values() for entry in entries],
             shard_rows=inputs.job.shard_rows,
         )
-        files = [*(Path(p) for p in inputs.shards), *(shard.path for shard in made)]
+        files = [*shards, *(shard.path for shard in made)]
         if inputs.job.check_faithfulness and not calls.should_stop():
             calls.phase("check against the live teacher")
             found = check_faithfulness(rendered.rendered, teacher, inputs.job.profile, files)
@@ -88,6 +92,8 @@ class PrecomputeTask:
     ) -> None:
         if payload["kind"] == UNFAITHFUL:
             service.forget(session, payload["space"])
+        elif payload["kind"] == DAMAGED:
+            give_up(session, payload)
         else:
             service.add_shard(session, payload, fence=held.fence, settings=settings)
 

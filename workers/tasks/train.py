@@ -20,7 +20,8 @@ from workers.distill.teacher_shards import ShardLookup
 from workers.distill.tokenizers import load_tokenizer, vocabulary_size
 from workers.distill.trainer import train
 from workers.job.task import BodyContext, Inputs, Task
-from workers.tasks.sets import NoParts, checkpoint_folder, read_conversations, version_path
+from workers.tasks.caching import give_up, giving_up_damaged
+from workers.tasks.sets import checkpoint_folder, read_conversations, version_path
 from workers.tasks.teaching import Pair, pair_of, require_same_ids
 
 
@@ -29,13 +30,15 @@ class TrainInputs(Inputs):
     student: str
     conversations: str
     shards: tuple[str, ...]
+    space: str | None
+    """Address of the cache they belong to."""
     pair: Pair | None
-    """Given where the objective uses teacher rows."""
+    """Given, as the space is, where the objective uses teacher rows."""
     licence: str | None
     """The student's: what is trained from it stays under it."""
 
 
-class TrainTask(NoParts):
+class TrainTask:
     kind = JobKind.TRAIN
     inputs: type[Inputs] = TrainInputs
 
@@ -43,22 +46,28 @@ class TrainTask(NoParts):
         job = TrainJob.model_validate(spec)
         student, student_card = checkpoint_folder(session, job.run.student_id, settings)
         shards: list[Path] = []
+        space: str | None = None
         pair: Pair | None = None
         if job.run.training.objective.needs_teacher and job.run.teacher_id is not None:
             teacher = checkpoint_folder(session, job.run.teacher_id, settings)
-            space = cache.space_of(teacher[1], job.run.capture)
-            shards = cache.shard_paths(session, space.address, settings)
+            space = cache.space_of(teacher[1], job.run.capture).address
+            shards = list(cache.shards(session, space, settings))
             pair = pair_of(teacher, (student, student_card))
         return TrainInputs(
             job=job,
             student=student,
             conversations=version_path(session, job.run.dataset_version_id, settings),
             shards=tuple(str(path) for path in shards),
+            space=space,
             pair=pair,
             licence=student_card.licence,
         )
 
     def run(self, inputs: TrainInputs, context: BodyContext) -> dict[str, Any]:
+        with giving_up_damaged(inputs.space, context.callbacks):
+            return self._train(inputs, context)
+
+    def _train(self, inputs: TrainInputs, context: BodyContext) -> dict[str, Any]:
         calls, spec = context.callbacks, inputs.job.run.training
         calls.phase("load")
         folder = Path(inputs.student)
@@ -101,6 +110,12 @@ class TrainTask(NoParts):
         card = read_card(made, licence=inputs.licence)
         values = {name: getattr(result, name) for name in ("steps", "tokens", "seconds", "lasted")}
         return {"folder": str(made.absolute()), "card": card.model_dump(mode="json"), **values}
+
+    def publish(
+        self, session: Session, held: Claim, payload: dict[str, Any], settings: Settings
+    ) -> None:
+        del held, settings
+        give_up(session, payload)
 
     def apply(
         self, session: Session, held: Claim, result: dict[str, Any], settings: Settings
