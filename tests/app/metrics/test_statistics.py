@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import optimize, stats
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
@@ -206,6 +206,46 @@ def test_pseudo_observations_are_as_large_as_clusters() -> None:
 def test_one_more_loss_never_raises_the_low_end(n: int) -> None:
     lows = [paired_difference(*discordant(2, k, n), proportion=True).low for k in range(n - 1)]
     assert all(later <= earlier for earlier, later in itertools.pairwise(lows))
+
+
+def tango(wins: int, losses: int, n: int) -> tuple[float, float]:
+    """Return the score interval of Tango (1998): where |score| stays within the quantile."""
+
+    def score(d: float) -> float:
+        b = -wins - losses + (2 * n - wins + losses) * d
+        q = (math.sqrt(b * b + 8 * n * losses * d * (1 - d)) - b) / (4 * n)
+        return float((wins - losses - n * d) / math.sqrt(n * (2 * q + d * (1 - d))))
+
+    z, value = stats.norm.ppf(0.975), (wins - losses) / n
+    return (
+        optimize.brentq(lambda d: score(d) - z, -1 + 1e-9, value - 1e-9),
+        optimize.brentq(lambda d: score(d) + z, value + 1e-9, 1 - 1e-9),
+    )
+
+
+@pytest.mark.parametrize("n", [50, 200, 500])
+def test_few_discordant_pairs_are_covered_exactly_and_shorter_than_by_tangos_interval(
+    n: int,
+) -> None:
+    pairs = [(wins, losses) for wins in range(12) for losses in range(18)]
+    found = [paired_difference(*discordant(*pair, n), proportion=True) for pair in pairs]
+    ours = np.array([(e.low, e.high) for e in found])
+    theirs = np.array([tango(*pair, n) for pair in pairs])
+    wins, losses = np.array(pairs).T
+    widths = []
+    for expected in np.arange(0.25, 5.01, 0.25):
+        for share in (0, 0.25, 0.5):
+            win, loss = expected * share / n, expected * (1 - share) / n
+            weights = stats.multinomial.pmf(
+                np.stack([wins, losses, n - wins - losses], 1), n, [win, loss, 1 - win - loss]
+            )
+            assert weights.sum() > 0.9999
+            low, high = ours.T
+            assert weights @ ((low <= win - loss) & (win - loss <= high)) >= 0.936
+            widths.append([weights @ (high - low), weights @ (theirs[:, 1] - theirs[:, 0])])
+    mean = np.mean(widths, axis=0)
+    assert mean[0] < 0.96 * mean[1]
+    assert found[0].high <= -math.log(0.05) / n
 
 
 @pytest.mark.parametrize(
