@@ -11,6 +11,7 @@ from app.runs.schemas import CacheOut
 from app.runs.subject import Subject
 from app.runs.tokens import tokens_a_conversation
 from app.settings import Settings
+from app.specs.checkpoint import CheckpointCard
 from app.specs.training import RunSpec
 from app.teacher_cache import queries as cache
 from app.teacher_cache.service import space_of
