@@ -25,6 +25,9 @@ from app.web.templating import render
 router = APIRouter(include_in_schema=False)
 HOME = "/"
 ACCOUNT = "/account"
+FRESH_TOKEN = "stillhouse-new-token"  # noqa: S105 - the cookie's name
+"""Carries a new API token over the redirect to the page that shows it once."""
+FRESH_SECONDS = 60
 
 
 def safe_next(address: str) -> str:
@@ -142,8 +145,18 @@ def _account_page(
 
 
 @router.get(ACCOUNT, name="accounts.account", dependencies=[require(Permission.READ)])
-def account(request: Request, session: SessionDep, user: CurrentUser) -> Response:
-    return _account_page(request, session, user)
+def account(
+    request: Request, session: SessionDep, settings: SettingsDep, user: CurrentUser
+) -> Response:
+    """Show the account, and a token that was just made: its cookie goes with this answer."""
+    fresh = request.cookies.get(FRESH_TOKEN, "")
+    made = service.token_of(session, user.user_id, fresh) if fresh else None
+    page = _account_page(request, session, user, new_token=(made, fresh) if made else None)
+    if fresh:
+        page.delete_cookie(
+            FRESH_TOKEN, path=ACCOUNT, secure=settings.behind_tls, httponly=True, samesite="lax"
+        )
+    return page
 
 
 @router.post("/account/password", dependencies=[require(Permission.READ)])
@@ -169,14 +182,28 @@ def change_password(
 def create_token(
     request: Request,
     session: SessionDep,
+    settings: SettingsDep,
     user: CurrentUser,
     form: Annotated[Form[NewToken], Depends(form_of(NewToken))],
 ) -> Response:
-    """Shown in the answer itself: a redirect would have to keep the token somewhere."""
+    """Make a token and lead to the page: to reload what shows it makes no second one.
+
+    The browser that will show it carries it there; nothing here keeps it.
+    """
     if form.data is None:
         return _account_page(request, session, user, token_form=form, status=422)
-    row, token = service.create_token(session, user.user_id, form.data.name, days=form.data.days)
-    return _account_page(request, session, user, new_token=(row, token))
+    _, token = service.create_token(session, user.user_id, form.data.name, days=form.data.days)
+    response = RedirectResponse(ACCOUNT, status_code=303)
+    response.set_cookie(
+        FRESH_TOKEN,
+        token,
+        max_age=FRESH_SECONDS,
+        path=ACCOUNT,
+        secure=settings.behind_tls,
+        httponly=True,
+        samesite="lax",
+    )
+    return response
 
 
 @router.post("/account/tokens/{token_id}/revoke", dependencies=[require(Permission.READ)])

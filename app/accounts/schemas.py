@@ -3,13 +3,23 @@
 from datetime import datetime
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    model_validator,
+)
 
-Name = Annotated[
+from app.specs.names import Name, visible
+
+SignInName = Annotated[
     str,
     StringConstraints(
         strip_whitespace=True, to_lower=True, min_length=2, max_length=64, pattern=r"^[\w.@+-]+$"
     ),
+    AfterValidator(visible),
 ]
 
 
@@ -24,7 +34,7 @@ class SignIn(Closed):
 
 
 class FirstAccount(Closed):
-    name: Name
+    name: SignInName
     password: str = Field(min_length=1)
     again: str = Field(min_length=1)
 
@@ -48,7 +58,7 @@ class ChangePassword(Closed):
 
 
 class NewToken(Closed):
-    name: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=80)]
+    name: Name
     days: int | None = Field(default=90, ge=1, le=3650)
     """None: does not expire."""
 

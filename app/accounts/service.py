@@ -206,6 +206,12 @@ def create_token(
     return row, secret
 
 
+def token_of(session: Session, user_id: int, secret: str) -> ApiToken | None:
+    """Return the row of an account's own live token."""
+    found = queries.live_token(session, secret, now())
+    return found if found is not None and found.user_id == user_id else None
+
+
 def revoke_token(session: Session, user_id: int, token_id: int) -> None:
     token = session.get(ApiToken, token_id)
     if token is None or token.user_id != user_id:

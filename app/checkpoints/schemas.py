@@ -15,12 +15,13 @@ from app.specs.checkpoint import (
     PruneSpec,
     TokenizerVerdict,
 )
+from app.specs.names import MOST, Name, NameOrEmpty, is_visible
 
 
 class CheckpointAdd(BaseModel):
     """Register a folder or a hub repository; the token is kept apart and never returned."""
 
-    name: str = Field(min_length=1, max_length=80)
+    name: Name
     source: CheckpointSource
     token: str | None = Field(default=None, max_length=500, repr=False)
 
@@ -34,7 +35,7 @@ class CheckpointRetry(BaseModel):
 class StudentMake(BaseModel):
     """Cut a student out of a teacher."""
 
-    name: str = Field(min_length=1, max_length=80)
+    name: Name
     teacher_id: int
     dataset_version_id: int | None = None
     prune: PruneSpec
@@ -50,7 +51,7 @@ class StudentSizes(BaseModel):
 class RegisterForm(BaseModel):
     """The page's form: one source of two, and what the checkpoint is for."""
 
-    name: str = Field(default="", max_length=80)
+    name: NameOrEmpty = ""
     kind: Literal["folder", "hub"] = "folder"
     path: str = Field(default="", max_length=1000)
     repo_id: str = Field(default="", max_length=200)
@@ -72,8 +73,8 @@ class RegisterForm(BaseModel):
         """Return the request; without a name the source's last part names it."""
         source = self.source()
         origin = source.path if isinstance(source, FolderSource) else source.repo_id
-        name = self.name.strip() or origin.rstrip("/").rsplit("/", 1)[-1][:80]
-        if not name:
+        name = self.name or origin.rstrip("/").rsplit("/", 1)[-1].strip()[:MOST]
+        if not is_visible(name):
             raise InvalidInput("The checkpoint needs a name.", fields={"name": "Is needed."})
         return CheckpointAdd(name=name, source=source, token=self.token or None)
 
@@ -81,7 +82,7 @@ class RegisterForm(BaseModel):
 class PruneForm(BaseModel):
     """The page's form: sizes left empty stay the teacher's."""
 
-    name: str = Field(default="", max_length=80)
+    name: NameOrEmpty = ""
     teacher_id: int
     depth: int | None = Field(default=None, ge=1)
     width: int | None = Field(default=None, ge=1)

@@ -19,6 +19,7 @@ from app.runs import queries, service
 from app.runs.models import Run
 from app.runs.schemas import EstimateOut
 from app.settings import Settings
+from app.specs.names import INVISIBLE, is_visible
 from app.specs.training import RunRole, RunSpec
 from app.web.forms import Form, field_errors
 
@@ -255,8 +256,11 @@ def _tree(values: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
     if role in _OBJECTIVES and role != FINE_TUNE:
         objective["ce_target"] = _OBJECTIVES[role]["ce_target"]
     tree["training"].setdefault("render", {})["answer"] = objective["ce_target"]
-    tree["name"] = values.get("name", "").strip()
-    tree["group"] = values.get("group", "").strip() or None
+    for name in ("name", "group"):
+        tree[name] = values.get(name, "").strip() or None
+        if tree[name] and not is_visible(tree[name]):
+            errors[name] = INVISIBLE
+    tree["name"] = tree["name"] or ""
     tree["role"] = FINE_TUNE if role == FINE_TUNE else None
     tree["teacher_id"] = values.get("teacher_id") or None
     for name, words in (

@@ -65,7 +65,7 @@ def make_student(session: Session, project: Project, form: PruneForm, *, owner: 
     """Ask for a pruned student, named by its sizes when no name is given."""
     teacher = checkpoints.get(session, project.id, form.teacher_id)
     prune = form.prune()
-    name = form.name.strip() or _name_of(teacher, prune)
+    name = form.name or _name_of(teacher, prune)
     data = StudentMake(
         name=name,
         teacher_id=teacher.id,

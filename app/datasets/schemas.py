@@ -19,12 +19,13 @@ from app.specs.conversation import (
     RecordPreview,
     Split,
 )
+from app.specs.names import Name, NameOrEmpty, is_visible
 
 
 class ImportRequest(BaseModel):
     """Import stored uploads into a new draft version of a dataset."""
 
-    dataset: str = Field(min_length=1, max_length=80)
+    dataset: Name
     upload_ids: list[int] = Field(min_length=1, max_length=200)
     format: FormatName | Literal["auto"] = "auto"
     reference_path: str | None = Field(default=None, max_length=300)
@@ -46,10 +47,10 @@ class ImportForm(BaseModel):
     """What the import page asks for: a dataset that exists or a new name, shares in percent."""
 
     upload_ids: list[int] = Field(default_factory=list)
-    into: str = Field(default=NEW, max_length=80)
+    into: NameOrEmpty = NEW
     """Name of a dataset that exists, or NEW: one called `name`."""
-    name: str = Field(default="", max_length=80)
-    format: str = Field(default="auto", max_length=80)
+    name: NameOrEmpty = ""
+    format: FormatName | Literal["auto"] = "auto"
     reference_path: str | None = Field(default=None, max_length=300)
     validation: float = Field(default=10, ge=0, le=50)
     test: float = Field(default=20, ge=0, le=50)
@@ -68,16 +69,16 @@ class ImportForm(BaseModel):
         fields: dict[str, str] = {}
         if not self.upload_ids:
             fields["upload_ids"] = "Choose at least one file that is stored."
-        if self.into == NEW and not self.name.strip():
+        if self.into == NEW and not self.name:
             fields["name"] = "Give the new dataset a name."
-        if self.into == NEW and self.name.strip() in known:
+        if self.into == NEW and self.name in known:
             fields["name"] = (
-                f"“{self.name.strip()}” is there already: import into it, or give another name."
+                f"“{self.name}” is there already: import into it, or give another name."
             )
         if fields:
             raise InvalidInput(" ".join(fields.values()), fields=fields)
         return ImportRequest(
-            dataset=self.name.strip() if self.into == NEW else self.into,
+            dataset=self.name if self.into == NEW else self.into,
             upload_ids=self.upload_ids,
             format=self.format,
             reference_path=self.reference_path,
@@ -219,7 +220,8 @@ class ImportChoices:
     def new_name(self, taken: Collection[str]) -> str:
         """Return what a new dataset may be called: the first chosen file, without its endings."""
         file = self.chosen[0].filename if self.chosen else ""
-        stem = file.partition(".")[0].strip()[:70] or "traffic"
+        stem = file.partition(".")[0].strip()[:70]
+        stem = stem if is_visible(stem) else "traffic"
         names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
         return next(name for name in names if name not in taken)
 

@@ -21,6 +21,7 @@ from app.settings import Settings
 from app.specs.conversation import ImportFunnel, InspectReport
 from app.specs.fingerprint import file_sha256
 from app.specs.jobs import FreezeJob, ImportJob, InspectJob, JobKind
+from app.specs.names import is_visible
 from app.storage import uploads as files
 from app.storage.blobs import LocalBlobs
 
@@ -59,11 +60,11 @@ def start_upload(
         raise PayloadTooLarge(f"The file has {size:,} bytes; at most {limit:,} are taken.")
     if size <= 0:
         raise InvalidInput("The file is empty.", fields={"file": "Choose a file with content."})
-    name = Path(filename.replace("\\", "/")).name.strip()[:MAX_NAME] or "upload"
+    name = Path(filename.replace("\\", "/")).name.strip()[:MAX_NAME]
     upload = Upload(
         project_id=project.id,
         key=new_key(),
-        filename=name,
+        filename=name if is_visible(name) else "upload",
         size=size,
         state="uploading",
         origin=origin,

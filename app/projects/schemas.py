@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from app.metrics.registry import DECIDING
+from app.specs.names import Name
 
 Goal = Literal["task_specialisation", "style_transfer", "cost_cut"]
 Role = Literal["teacher", "student"]
@@ -34,13 +35,13 @@ class ProjectBasics(BaseModel):
 class ProjectCreate(ProjectBasics):
     """A new project; its teacher and student come later, since checkpoints belong to a project."""
 
-    name: str = Field(min_length=1, max_length=80)
+    name: Name
 
 
 class ProjectEdit(ProjectBasics):
     """What may change later. The address stays when the name changes; None keeps the name."""
 
-    name: str | None = Field(default=None, min_length=1, max_length=80)
+    name: Name | None = None
     teacher_id: int | None = None
     student_id: int | None = None
     version: int | None = None

@@ -45,7 +45,7 @@ def create(session: Session, data: ProjectCreate, *, owner_id: int | None) -> Pr
         number += 1
         slug = f"{stem}-{number}"
     project = Project(slug=slug, owner_id=owner_id, last_run_number=0)
-    _rename(project, data.name)
+    project.name = data.name
     _fill(project, data)
     session.add(project)
     session.flush()
@@ -61,7 +61,7 @@ def edit(session: Session, project: Project, data: ProjectEdit) -> Project:
         )
     _check_roles(session, project, data)
     if data.name is not None:
-        _rename(project, data.name)
+        project.name = data.name
     _fill(project, data)
     project.teacher_id, project.student_id = data.teacher_id, data.student_id
     session.flush()
@@ -86,13 +86,6 @@ def take_roles(session: Session, project: Project, checkpoint_id: int) -> None:
     if project.student_id == checkpoint_id:
         project.student_id = None
     session.flush()
-
-
-def _rename(project: Project, name: str) -> None:
-    stripped = name.strip()
-    if not stripped:
-        raise InvalidInput("A project needs a name.", fields={"name": "Is needed."})
-    project.name = stripped
 
 
 def _check_roles(session: Session, project: Project, data: ProjectEdit) -> None:

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from app.specs.evaluation import EvaluationSpec
 from app.specs.jobs import CancelMode
+from app.specs.names import Name, NameOrEmpty
 from app.specs.teacher import CaptureProfile
 from app.specs.training import RunRole, TrainingSpec
 
@@ -22,7 +23,7 @@ class RunRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", str_strip_whitespace=True)
 
-    name: str = Field(min_length=1, max_length=80)
+    name: Name
     teacher: str | int | None = None
     student: str | int | None = None
     dataset: str | int | None = None
@@ -32,7 +33,7 @@ class RunRequest(BaseModel):
     training: TrainingSpec = TrainingSpec()
     capture: CaptureProfile = CaptureProfile()
     evaluation: EvaluationSpec = EvaluationSpec()
-    group: str | None = Field(default=None, max_length=80)
+    group: NameOrEmpty | None = None
     role: RunRole | None = None
 
     @model_validator(mode="after")

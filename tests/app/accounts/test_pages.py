@@ -8,6 +8,7 @@ from starlette.testclient import TestClient
 
 from app.accounts import service
 from app.accounts.models import User
+from app.accounts.routes import FRESH_TOKEN
 from app.web.deps import Services
 
 PASSWORD = "correct horse battery"
@@ -100,16 +101,36 @@ def test_sign_out_ends_the_session_on_the_server(signed_in: TestClient) -> None:
 
 def test_token_is_shown_once(signed_in: TestClient) -> None:
     made = signed_in.post("/account/tokens", data={"name": "ci", "days": "30"})
-    token = re.search(r"sh_[\w-]{43}", made.text)
+    assert (made.status_code, made.headers["location"]) == (303, "/account")
+    cookie = made.headers["set-cookie"]
+    assert "HttpOnly" in cookie
+    assert "Path=/account;" in cookie
+    shown = signed_in.get("/account")
+    token = re.search(r"sh_[\w-]{43}", shown.text)
     assert token
+    assert "API token made: ci." in shown.text
     again = signed_in.get("/account")
     assert token[0] not in again.text
+    assert again.text.count("/revoke") == 1
     assert "ci" in again.text
     token_id = re.search(r"/account/tokens/(\d+)/revoke", again.text)
     assert token_id
     gone = signed_in.post(token_id[0])
     assert gone.status_code == 303
     assert "No API tokens" in signed_in.get(gone.headers["location"]).text
+
+
+def test_only_an_own_live_token_is_shown(
+    signed_in: TestClient, parts: Services, make_user: Callable[..., User]
+) -> None:
+    other = make_user("eve")
+    with parts.sessions.begin() as session:
+        _, strange = service.create_token(session, other.id, "evil", days=1)
+    for value in (strange, "sh_made-up"):
+        signed_in.cookies.set(FRESH_TOKEN, value, domain="127.0.0.1", path="/account")
+        page = signed_in.get("/account").text
+        assert "API token made" not in page
+        assert value not in page
 
 
 def test_the_account_takes_the_same_queries_however_many_tokens(

@@ -263,6 +263,9 @@ def test_first_account_to_account_page_without_serious_findings(
     page.click("text=Make the token")
     page.wait_for_selector(".secret")
     assert axe(page) == []
+    page.reload()
+    expect(page.locator(".secret")).to_have_count(0)
+    expect(page.locator("tbody tr")).to_have_count(1)
     page.set_viewport_size({"width": 360, "height": 760})
     assert page.evaluate("document.documentElement.scrollWidth") == 360
     page.click("[data-menu]")
