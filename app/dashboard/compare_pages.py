@@ -5,16 +5,20 @@ from typing import Annotated, Literal
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
+from app.dashboard.compare_settings import COLUMNS
 from app.dashboard.compare_state import CompareState, Order
-from app.dashboard.compare_view import compare_page
+from app.dashboard.compare_view import AGAINST_TEACHER, NAME, compare_page
 from app.evaluations.api import ChoiceDep, download
+from app.metrics.registry import METRICS
 from app.metrics.tables import comparison_table, to_csv, to_markdown
 from app.projects.api import ProjectDep
 from app.security.permissions import Permission
 from app.web.deps import SessionDep, require
+from app.web.tables import UnknownOrder
 from app.web.templating import render
 
 router = APIRouter(include_in_schema=False)
+SORTS = (NAME, AGAINST_TEACHER, *METRICS, *(column.key for column in COLUMNS))
 KEYS = (("d", "show only columns that differ"), ("b", "make the row in focus the baseline"))
 
 
@@ -25,7 +29,10 @@ def _state(
     order: Order = "desc",
     diff: Literal["0", "1"] = "1",
 ) -> CompareState:
-    return CompareState(request.url.path, choice, sort or None, order, diff == "1")
+    state = CompareState(request.url.path, choice, sort or None, order, diff == "1")
+    if sort and sort not in SORTS:
+        raise UnknownOrder("sort", sort, SORTS, state.link(sort=None))
+    return state
 
 
 @router.get(

@@ -11,6 +11,7 @@ from app.dashboard import service as dashboard
 from app.dashboard.evaluation_view import examples_of, report_of
 from app.errors import Conflict
 from app.evaluations import queries, service
+from app.evaluations.api import COLUMNS
 from app.evaluations.models import Evaluation
 from app.evaluations.schemas import ExampleFilter
 from app.jobs import queries as jobs
@@ -20,18 +21,12 @@ from app.projects.models import Project
 from app.runs.queries import number_of
 from app.security.permissions import Permission
 from app.web.deps import CurrentUser, SessionDep, SettingsDep, require
-from app.web.tables import SortColumn, TableState, keyset, page, read_state
+from app.web.tables import TableState, keyset, page, read_state
 from app.web.templating import render
 
 router = APIRouter(prefix="/projects/{project}/evaluations", include_in_schema=False)
 READ, WRITE = [require(Permission.READ)], [require(Permission.WRITE)]
 KEYS = (("1", "losses"), ("2", "wins"), ("3", "ties"))
-COLUMNS = (
-    SortColumn("id", Evaluation.id, "desc"),
-    SortColumn("name", Evaluation.name),
-    SortColumn("role", Evaluation.role),
-    SortColumn("state", Evaluation.state),
-)
 
 
 @router.get("", name="evaluations.index", dependencies=READ)

@@ -81,14 +81,17 @@ def project_page(session: Session, state: TableState) -> Page:
     return Page(_rows(session, found.rows), found.next_url)
 
 
-def overview(
-    session: Session, *, search: str = "", only: int | None = None, limit: int = 100
-) -> list[ProjectRow]:
-    """Return projects (or one) as the list shows them, what was last worked on first."""
-    listed = _listed(search).order_by(ACTIVITY.desc(), Project.id.desc()).limit(limit)
-    if only is not None:
-        listed = listed.where(Project.id == only)
-    return _rows(session, session.execute(listed).all())
+def overview(session: Session, state: TableState, *, limit: int) -> list[ProjectRow]:
+    """Return the first projects of the list."""
+    listed = _listed(state.filters.get("search", ""))
+    statement = keyset(listed, state, Project.id, limit=limit)
+    return _rows(session, session.execute(statement).all())
+
+
+def overview_of(session: Session, project: Project) -> ProjectRow:
+    """Return one project as the list shows it."""
+    found = session.execute(_listed("").where(Project.id == project.id)).all()
+    return _rows(session, found)[0]
 
 
 def _rows(session: Session, found: Sequence[Any]) -> list[ProjectRow]:
@@ -170,7 +173,7 @@ def steps_of(session: Session, facts: ProjectFacts) -> list[Step]:
 
 
 def _recent(session: Session, project: Project, comparison: Comparison | None) -> Sequence[RunLine]:
-    views = runs.listed(session, project.id, limit=RECENT)
+    views = runs.newest(session, project.id, limit=RECENT)
     cells = _cells(session, project, [view.run.id for view in views])
     rows = comparison.rows if comparison is not None else ()
     teacher = next((row.name for row in rows if row.role == "teacher"), None)

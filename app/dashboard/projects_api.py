@@ -25,6 +25,7 @@ from app.projects import api as projects_api
 from app.projects.api import ProjectDep
 from app.security.permissions import Permission
 from app.web.deps import SessionDep, SettingsDep, commit_now, require
+from app.web.tables import ListOrder, read_state
 
 router = APIRouter(prefix="/api/v1", tags=["projects"])
 READ = [require(Permission.READ)]
@@ -32,15 +33,26 @@ Limit = Annotated[int, Query(ge=1, le=500)]
 
 
 @router.get("/overview", dependencies=READ)
-def list_overview(session: SessionDep, search: str = "", limit: Limit = 100) -> list[OverviewOut]:
-    """Return projects with state, verdict and owner; `search` as in the list of projects."""
-    return [_shown(row) for row in home.overview(session, search=search, limit=limit)]
+def list_overview(
+    request: Request,
+    session: SessionDep,
+    order: ListOrder,
+    search: str = "",
+    limit: Limit = 100,
+) -> list[OverviewOut]:
+    """Return projects with state, verdict and owner, as in the list of projects.
+
+    Sorted by `activity` (what was last worked on first), `name` or `runs`.
+    """
+    query = {**order, "search": search}
+    state = read_state(request.url.path, query, home.COLUMNS, filters=("search",))
+    return [_shown(row) for row in home.overview(session, state, limit=limit)]
 
 
 @router.get("/projects/{project}/overview", dependencies=READ)
 def show_overview(project: ProjectDep, session: SessionDep) -> ProjectOverview:
     """Return where a project stands: its steps, the next action and the last verdict."""
-    (row,) = home.overview(session, only=project.id)
+    row = home.overview_of(session, project)
     steps = [StepOut.model_validate(step) for step in home.steps_of(session, row.facts)]
     return ProjectOverview(**dict(_shown(row)), steps=steps)
 

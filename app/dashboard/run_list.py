@@ -20,6 +20,7 @@ from app.specs.jobs import JobState
 from app.specs.training import RunSpec
 from app.web.tables import PAGE_SIZE, Page, SortColumn, TableState, keyset, page, read_state
 
+FILTERS = ("search", "state", "group")
 NOT_MEASURED = -1e300
 """Where a run without a value stands when the deciding metric sorts."""
 SPEED = "perf/tokens_per_second"
@@ -69,19 +70,32 @@ def _newest_values(project_id: int, metric: str) -> Subquery:
     )
 
 
+def listed(
+    session: Session, project: Project, path: str, query: Mapping[str, str], *, limit: int
+) -> list[RunView]:
+    """Return the first runs of the list."""
+    values = _newest_values(project.id, project.deciding_metric)
+    state = read_state(path, query, _columns(values), filters=FILTERS)
+    rows = _rows(session, project, state, values, limit)
+    return _views(session, [run.id for run, _ in rows])
+
+
+def _columns(values: Subquery) -> tuple[SortColumn, ...]:
+    return (
+        SortColumn("number", Run.number, "desc"),
+        SortColumn("name", Run.name),
+        SortColumn("value", func.coalesce(values.c.value, NOT_MEASURED), "desc"),
+    )
+
+
 def page_of(
     session: Session, project: Project, path: str, query: Mapping[str, str]
 ) -> dict[str, Any]:
     """Return the context of the list: a fixed number of queries, however many rows."""
     values = _newest_values(project.id, project.deciding_metric)
-    value = func.coalesce(values.c.value, NOT_MEASURED)
-    columns = (
-        SortColumn("number", Run.number, "desc"),
-        SortColumn("name", Run.name),
-        SortColumn("value", value, "desc"),
-    )
-    state = read_state(path, query, columns, filters=("search", "state", "group"))
-    rows = _rows(session, project, state, values)
+    columns = _columns(values)
+    state = read_state(path, query, columns, filters=FILTERS)
+    rows = _rows(session, project, state, values, PAGE_SIZE + 1)
     sorted_by = {run.id: found for run, found in rows}
     views = _views(session, [run.id for run, _ in rows[:PAGE_SIZE]])
     names = {"number": lambda v: v.run.number, "name": lambda v: v.run.name}
@@ -107,9 +121,9 @@ def page_of(
 
 
 def _rows(
-    session: Session, project: Project, state: TableState, values: Subquery
+    session: Session, project: Project, state: TableState, values: Subquery, limit: int
 ) -> list[tuple[Run, float]]:
-    """Return (run, sort value) of one page and one more; values are read only to sort by them."""
+    """Return (run, sort value) of the first rows; values are read only to sort by them."""
     by_value = state.sort.key == "value"
     value = func.coalesce(values.c.value, NOT_MEASURED) if by_value else literal(NOT_MEASURED)
     statement = select(Run, value).where(Run.project_id == project.id)
@@ -122,10 +136,10 @@ def _rows(
         statement = statement.where(Run.group == filters["group"])
     if "state" in filters:
         found = queries.states(select(Run.id).where(Run.project_id == project.id))
-        statement = statement.join(found, found.c.run_id == Run.id).where(
-            found.c.state == filters["state"]
+        statement = statement.outerjoin(found, found.c.run_id == Run.id).where(
+            queries.state_of(found) == filters["state"]
         )
-    rows = session.execute(keyset(statement, state, Run.id))
+    rows = session.execute(keyset(statement, state, Run.id, limit=limit))
     return [(run, float(found)) for run, found in rows]
 
 

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Header, Query, Request
 from sqlalchemy.orm import Session
 from sse_starlette import EventSourceResponse
 
-from app.dashboard import run_view
+from app.dashboard import run_list, run_view
 from app.dashboard.schemas import RunDetail
 from app.evaluations import service as evaluations
 from app.projects.api import ProjectDep
@@ -18,6 +18,7 @@ from app.security.permissions import Permission
 from app.specs.jobs import JobState
 from app.web.deps import CurrentUser, SessionDep, SettingsDep, require, still_signed_in
 from app.web.sse import DESCRIBED, event_stream
+from app.web.tables import ListOrder
 
 router = APIRouter(prefix="/api/v1/projects/{project}/runs", tags=["runs"])
 READ, WRITE = [require(Permission.READ)], [require(Permission.WRITE)]
@@ -35,13 +36,21 @@ def _one(session: Session, project: Project, number: int) -> RunOut:
 
 @router.get("", dependencies=READ)
 def list_runs(
+    request: Request,
     project: ProjectDep,
     session: SessionDep,
-    group: str | None = None,
+    order: ListOrder,
+    search: str = "",
+    group: str = "",
     state: JobState | None = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> list[RunOut]:
-    found = queries.listed(session, project.id, group=group, state=state, limit=limit)
+    """Return runs as in their list, sorted by `number` (newest first), `name` or `value`.
+
+    The value is that of the project's deciding metric.
+    """
+    query = {**order, "search": search, "group": group, "state": state or ""}
+    found = run_list.listed(session, project, request.url.path, query, limit=limit)
     return _shown(session, found)
 
 

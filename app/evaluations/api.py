@@ -9,6 +9,7 @@ from starlette.responses import JSONResponse, Response
 from app.errors import InvalidInput
 from app.evaluations import queries, service
 from app.evaluations.comparing import compare_chosen
+from app.evaluations.models import Evaluation
 from app.evaluations.schemas import (
     Choice,
     ComparisonOut,
@@ -21,8 +22,15 @@ from app.metrics.tables import comparison_table, figures_table, to_csv, to_markd
 from app.projects.api import ProjectDep
 from app.security.permissions import Permission
 from app.web.deps import SessionDep, SettingsDep, require
+from app.web.tables import ListOrder, SortColumn, ordering, read_state
 
 router = APIRouter(prefix="/api/v1/projects/{project}", tags=["evaluations"])
+COLUMNS = (
+    SortColumn("id", Evaluation.id, "desc"),
+    SortColumn("name", Evaluation.name),
+    SortColumn("role", Evaluation.role),
+    SortColumn("state", Evaluation.state),
+)
 READ = [require(Permission.READ)]
 
 
@@ -76,13 +84,16 @@ def comparison(
 
 @router.get("/evaluations", dependencies=READ)
 def list_evaluations(
+    request: Request,
     project: ProjectDep,
     session: SessionDep,
+    order: ListOrder,
     state: EvaluationState | None = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> list[EvaluationOut]:
-    """Return evaluations, newest first."""
-    return queries.listed(session, project.id, state=state, limit=limit)
+    """Return evaluations, sorted by `id` (newest first), `name`, `role` or `state`."""
+    wanted = ordering(read_state(request.url.path, order, COLUMNS), Evaluation.id)
+    return queries.listed(session, project.id, state=state, order=wanted, limit=limit)
 
 
 @router.get("/evaluations/{evaluation_id}", dependencies=READ)

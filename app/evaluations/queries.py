@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from sqlalchemy import Select, func, or_, select
 from sqlalchemy.orm import Session
+from sqlalchemy.sql.elements import UnaryExpression
 
 from app.checkpoints.models import Checkpoint
 from app.datasets.models import Dataset, DatasetVersion
@@ -48,10 +49,11 @@ def listed(
     *,
     state: str | None = None,
     ids: Sequence[int] | None = None,
+    order: Sequence[UnaryExpression[Any]] = (Evaluation.id.desc(),),
     limit: int = 100,
 ) -> list[EvaluationOut]:
     """Return evaluations with every metric, newest first: two queries, however many."""
-    statement = listing(project_id).order_by(Evaluation.id.desc()).limit(limit)
+    statement = listing(project_id).order_by(*order).limit(limit)
     if state is not None:
         statement = statement.where(Evaluation.state == state)
     if ids is not None:

@@ -123,18 +123,20 @@ def _place(role: InstrumentedAttribute[str]) -> ColumnElement[int]:
     return case({name: literal(place) for place, name in enumerate(PHASES)}, value=role, else_=9)
 
 
-def view_statement(scope: Select[int], wanted: str | None = None) -> Select[Run, Any, str]:
-    """Return (run, state, owner's name) of the runs in `scope`, of one state when it is given."""
+def state_of(found: Subquery) -> ColumnElement[str]:
+    """Return a run's state of `states`; one whose jobs were all removed ended without a result."""
+    return func.coalesce(found.c.state, JobState.CANCELLED.value)
+
+
+def view_statement(scope: Select[int]) -> Select[Run, Any, str]:
+    """Return (run, state, owner's name) of the runs in `scope`."""
     found = states(scope)
-    # A run whose jobs were all removed has ended without a result.
-    state = func.coalesce(found.c.state, JobState.CANCELLED.value)
-    statement = (
-        select(Run, state, User.name)
+    return (
+        select(Run, state_of(found), User.name)
         .outerjoin(found, found.c.run_id == Run.id)
         .outerjoin(User, User.id == Run.owner_id)
         .where(Run.id.in_(scope))
     )
-    return statement if wanted is None else statement.where(state == wanted)
 
 
 def with_phases(session: Session, rows: Sequence[Any]) -> list[RunView]:
@@ -162,22 +164,11 @@ def phases_of(session: Session, run_ids: Sequence[int]) -> dict[int, tuple[RunPh
     }
 
 
-def listed(
-    session: Session,
-    project_id: int,
-    *,
-    group: str | None = None,
-    state: str | None = None,
-    limit: int = 100,
-) -> list[RunView]:
-    """Return a project's runs, newest first."""
+def newest(session: Session, project_id: int, *, limit: int) -> list[RunView]:
+    """Return a project's last runs, newest first."""
     scope = select(Run.id).where(Run.project_id == project_id)
-    if group is not None:
-        scope = scope.where(Run.group == group)
-    if state is None:  # then the newest runs alone need a state
-        scope = scope.order_by(Run.number.desc()).limit(limit)
-    statement = view_statement(scope, state)
-    rows = session.execute(statement.order_by(Run.number.desc()).limit(limit)).all()
+    scope = scope.order_by(Run.number.desc()).limit(limit)
+    rows = session.execute(view_statement(scope).order_by(Run.number.desc())).all()
     return with_phases(session, rows)
 
 

@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from app.errors import AppError, NotSignedIn
 from app.web.deps import principal_for_page
 from app.web.forms import field_errors
+from app.web.tables import UnknownOrder
 from app.web.templating import is_htmx, render
 
 SERVER_ERROR = 500
@@ -85,6 +86,8 @@ def show_error(request: Request, error: Exception) -> Response:
         if fields:
             body["fields"] = fields
         return JSONResponse(body, status_code=status, headers=extra)
+    if isinstance(error, UnknownOrder):
+        return RedirectResponse(error.instead, 303)
     if isinstance(error, NotSignedIn) and request.method in ("GET", "HEAD"):
         return _sign_in(request, error)
     if is_htmx(request):

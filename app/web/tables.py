@@ -5,9 +5,10 @@ import binascii
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import orjson
+from fastapi import Depends
 from sqlalchemy import ColumnElement, DateTime, Select, and_, or_
 from sqlalchemy.sql.elements import UnaryExpression
 
@@ -32,7 +33,7 @@ class SortColumn:
 
 @dataclass(frozen=True, slots=True)
 class TableState:
-    """What the URL says, checked: unknown sort keys fall back, a broken cursor is a 422."""
+    """What the URL says, checked: unknown sort words and broken cursors are no state."""
 
     path: str
     query: dict[str, str]
@@ -82,6 +83,24 @@ def decode_key(text: str) -> tuple[Any, int]:
     return found[0], found[1]
 
 
+class UnknownOrder(InvalidInput):
+    """The address asks for an order that the list does not have; a page goes to `instead`."""
+
+    def __init__(self, name: str, given: str, known: Sequence[str], instead: str) -> None:
+        words = ", ".join(known[:-1]) + f" or {known[-1]}" if len(known) > 1 else known[0]
+        sentence = f"Must be {words}, not “{given}”."
+        super().__init__(f"{name}: {sentence}", fields={name: sentence})
+        self.instead = instead
+
+
+def _list_order(sort: str = "", order: str = "") -> dict[str, str]:
+    """Read how the API is asked to sort: by a word of the list, `asc` or `desc`."""
+    return {"sort": sort, "order": order}
+
+
+ListOrder = Annotated[dict[str, str], Depends(_list_order)]
+
+
 def read_state(
     path: str,
     query: Mapping[str, str],
@@ -89,7 +108,15 @@ def read_state(
     *,
     filters: Sequence[str] = (),
 ) -> TableState:
-    """Read sort, order, cursor and the named filters from the URL; the first column is default."""
+    """Read sort, order, cursor and the named filters from the URL; the first column is default.
+
+    Raises UnknownOrder, and InvalidInput for a broken cursor.
+    """
+    known = {"sort": [column.key for column in columns], "order": ["asc", "desc"]}
+    for name, words in known.items():
+        if query.get(name) and query[name] not in words:
+            plain = {k: v for k, v in query.items() if k in filters and v}
+            raise UnknownOrder(name, query[name], words, with_query(path, plain))
     sort = next((c for c in columns if c.key == query.get("sort")), columns[0])
     given = query.get("order")
     order: Order = "asc" if given == "asc" else "desc" if given == "desc" else sort.first
@@ -109,7 +136,15 @@ def _typed(column: ColumnElement[Any], value: Any) -> Any:
         raise InvalidInput("The page address is damaged. Open the list again.") from error
 
 
-def keyset(statement: Rows, state: TableState, id_column: Any) -> Rows:
+def ordering(state: TableState, id_column: Any) -> list[UnaryExpression[Any]]:
+    """Return what a list is ordered by; ties by id."""
+    columns = (state.sort.column, id_column)
+    return [c.desc() if state.order == "desc" else c.asc() for c in columns]
+
+
+def keyset(
+    statement: Rows, state: TableState, id_column: Any, *, limit: int = PAGE_SIZE + 1
+) -> Rows:
     """Add order and cursor: strictly beyond the last row, ties broken by id. One row more."""
     column: ColumnElement[Any] = state.sort.column
     down = state.order == "desc"
@@ -118,11 +153,7 @@ def keyset(statement: Rows, state: TableState, id_column: Any) -> Rows:
         beyond = column < value if down else column > value
         id_beyond = id_column < row_id if down else id_column > row_id
         statement = statement.where(or_(beyond, and_(column == value, id_beyond)))
-    ordering: list[UnaryExpression[Any]] = [
-        column.desc() if down else column.asc(),
-        id_column.desc() if down else id_column.asc(),
-    ]
-    return statement.order_by(*ordering).limit(PAGE_SIZE + 1)
+    return statement.order_by(*ordering(state, id_column)).limit(limit)
 
 
 def page(rows: Sequence[Any], state: TableState, key: Any) -> Page:
