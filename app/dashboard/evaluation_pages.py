@@ -110,6 +110,34 @@ def download(
     return FileResponse(path, filename=f"{project.slug}-evaluation-{found.id}.parquet")
 
 
+@router.get(
+    "/{evaluation_id}/prompts/{conversation_id}", name="evaluations.prompt", dependencies=READ
+)
+def prompt(
+    request: Request,
+    project: ProjectDep,
+    evaluation_id: int,
+    conversation_id: str,
+    session: SessionDep,
+    settings: SettingsDep,
+) -> Response:
+    """Give the whole prompt of an example; opened by itself, a page of its own."""
+    found = service.get(session, project.id, evaluation_id)
+    home = f"/projects/{project.slug}/evaluations"
+    context = {
+        "project": project,
+        "prompt": service.prompt(session, found, conversation_id, settings),
+        "crumbs": (
+            (project.name, f"/projects/{project.slug}"),
+            ("Evaluations", home),
+            (found.name, f"{home}/{found.id}"),
+            ("Prompt", None),
+        ),
+        "nav": "evaluation",
+    }
+    return render(request, "dashboard/prompt.html", context, block="whole")
+
+
 @router.post("/{evaluation_id}/retry", name="evaluations.retry", dependencies=WRITE)
 def retry(
     project: ProjectDep, evaluation_id: int, session: SessionDep, user: CurrentUser

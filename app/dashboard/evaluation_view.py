@@ -63,6 +63,8 @@ class ExampleView:
     """An example; pieces of its texts, marked where they differ from the one beside them."""
 
     example: ExampleOut
+    prompt: str
+    """The address of all of it."""
     truth: list[Piece] | None
     """What the answer lacks is marked; the logged answer where there is no reference."""
     ours: list[Piece]
@@ -171,7 +173,10 @@ def examples_of(
     others = [e for e in queries.of_set(session, found.project_id, found.set_key) if e is not found]
     return ExamplesView(
         found=shown,
-        views=tuple(_view(example) for example in shown.examples),
+        views=tuple(
+            _view(example, f"{path}/prompts/{example.conversation_id}")
+            for example in shown.examples
+        ),
         wanted=wanted,
         other=next((e for e in others if e.id == shown.against), None),
         others=others,
@@ -180,14 +185,14 @@ def examples_of(
     )
 
 
-def _view(example: ExampleOut) -> ExampleView:
+def _view(example: ExampleOut, prompt: str) -> ExampleView:
     """Diff both answers against the truth; without one, ours against the other."""
     theirs = example.other_prediction
     if example.truth is not None:
         truth, ours = word_diff(example.truth, example.prediction)
         beside = word_diff(example.truth, theirs)[1] if theirs is not None else None
-        return ExampleView(example, truth, ours, beside)
+        return ExampleView(example, prompt, truth, ours, beside)
     if theirs is not None:
         left, ours = word_diff(theirs, example.prediction)
-        return ExampleView(example, None, ours, left)
-    return ExampleView(example, None, [Piece(example.prediction, own=False)], None)
+        return ExampleView(example, prompt, None, ours, left)
+    return ExampleView(example, prompt, None, [Piece(example.prediction, own=False)], None)

@@ -320,6 +320,12 @@ def conversation_at(path: Path, row: int) -> Conversation | None:
     return None
 
 
+def conversation_called(path: Path, conversation_id: str) -> Conversation | None:
+    """Return the conversation of that id: ids are read first, then one group of rows."""
+    row = pc.index(pq.read_table(path, columns=["id"])["id"], conversation_id).as_py()
+    return conversation_at(path, row) if row >= 0 else None
+
+
 def first_conversations(path: Path, count: int, *, split: Split) -> list[Conversation]:
     """Return the first conversations of a split, in the file's order."""
     found = conversation_page(path, ConversationFilter(split=split), limit=count).lines

@@ -17,6 +17,7 @@ from app.evaluations.schemas import (
     EvaluationState,
     ExampleFilter,
     ExamplesOut,
+    PromptOut,
 )
 from app.metrics.tables import comparison_table, figures_table, to_csv, to_markdown
 from app.projects.api import ProjectDep
@@ -123,3 +124,16 @@ def list_examples(
     """Return examples, worst first, beside another evaluation's (default: the teacher's)."""
     found = service.get(session, project.id, evaluation_id)
     return service.examples(session, found, wanted, settings)
+
+
+@router.get("/evaluations/{evaluation_id}/prompts/{conversation_id}", dependencies=READ)
+def show_prompt(
+    project: ProjectDep,
+    evaluation_id: int,
+    conversation_id: str,
+    session: SessionDep,
+    settings: SettingsDep,
+) -> PromptOut:
+    """Return the whole prompt of an example; examples carry its last 500 characters."""
+    found = service.get(session, project.id, evaluation_id)
+    return service.prompt(session, found, conversation_id, settings)

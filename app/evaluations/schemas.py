@@ -5,6 +5,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.specs.conversation import Message
+
 Outcome = Literal["all", "wins", "losses", "ties"]
 
 
@@ -147,3 +149,15 @@ class ExamplesOut(BaseModel):
     ties: int
     not_scored: int
     examples: list[ExampleOut]
+
+
+class PromptOut(BaseModel):
+    """All that stands before an evaluated answer, as the set has it."""
+
+    conversation_id: str
+    messages: tuple[Message, ...]
+    tools: tuple[dict[str, Any], ...]
+
+    @property
+    def characters(self) -> int:
+        return sum(message.characters for message in self.messages)

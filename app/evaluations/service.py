@@ -10,12 +10,14 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.checkpoints.models import Checkpoint
+from app.datasets import service as datasets
 from app.datasets.models import DatasetVersion
+from app.datasets.queries import conversation_called
 from app.errors import Conflict, InvalidInput, NotFound
 from app.evaluations import queries
 from app.evaluations.examples import BY_EXAMPLE, read_examples
 from app.evaluations.models import Evaluation, EvaluationMetric
-from app.evaluations.schemas import ExampleFilter, ExamplesOut
+from app.evaluations.schemas import ExampleFilter, ExamplesOut, PromptOut
 from app.jobs.endings import when_unfinished
 from app.jobs.models import Job
 from app.jobs.service import JobRequest, enqueue
@@ -251,6 +253,23 @@ def examples(
         other = None
     shown = read_examples(path, examples_path(other, settings) if other else None, wanted)
     return shown.model_copy(update={"against": other.id if other else None})
+
+
+def prompt(
+    session: Session, found: Evaluation, conversation_id: str, settings: Settings
+) -> PromptOut:
+    """Return the whole prompt of an example, of which its file keeps only the end."""
+    version = session.get(DatasetVersion, found.dataset_version_id)
+    path = datasets.conversations_path(version, settings) if version else None
+    if path is None or not path.is_file():
+        raise NotFound(f"The conversations that {found.name} was evaluated on are gone.")
+    conversation = conversation_called(path, conversation_id)
+    if conversation is None or conversation.last_target is None:
+        raise NotFound(f"The set of {found.name} has no prompt of “{conversation_id}”.")
+    before = conversation.messages[: conversation.last_target]
+    # What was aimed at in earlier turns is no part of what the model was given.
+    given = tuple(m.model_copy(update={"is_target": False, "reference": None}) for m in before)
+    return PromptOut(conversation_id=conversation_id, messages=given, tools=conversation.tools)
 
 
 def has_examples(found: Evaluation, settings: Settings) -> bool:

@@ -65,6 +65,13 @@ class Conversation(Spec):
         )
 
     @property
+    def last_target(self) -> int | None:
+        """The place of the turn that is evaluated: what stands before it is the prompt."""
+        places = range(len(self.messages) - 1, -1, -1)
+        turns = ((i, self.messages[i]) for i in places)
+        return next((i for i, m in turns if m.is_target and m.role == "assistant"), None)
+
+    @property
     def has_reference(self) -> bool:
         return any(m.is_target and m.reference is not None for m in self.messages)
 

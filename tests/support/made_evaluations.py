@@ -41,6 +41,8 @@ class World:
     folder: Path
     answers: dict[int, str] = field(default_factory=dict)
     """Predictions that replace the made ones, by conversation."""
+    ids: dict[int, str] = field(default_factory=dict)
+    """Ids that replace the made ones: of conversations that the version has."""
 
     @classmethod
     def make(cls, session: Session, settings: Settings, folder: Path) -> "World":
@@ -86,7 +88,7 @@ class World:
             generated_tokens=9 * n,
         )
         path = self.folder / f"{evaluation.id}.parquet"
-        write_examples(path, right, n, self.answers)
+        write_examples(path, right, n, self.answers, self.ids)
         service.done(self.session, evaluation.id, report, path, self.settings)
         if evaluation.job_id is not None:
             made_rows.bring_to(self.session, evaluation.job_id, JobState.SUCCEEDED)
@@ -162,14 +164,16 @@ def metrics(right: int, n: int, *, is_teacher: bool = False) -> tuple[MetricSums
     )
 
 
-def write_examples(path: Path, right: int, n: int, answers: dict[int, str]) -> None:
+def write_examples(
+    path: Path, right: int, n: int, answers: dict[int, str], ids: dict[int, str]
+) -> None:
     """Write what an evaluation writes, with the same columns."""
     truth = [f'{{"queue": "lost", "order": {i}}}' for i in range(n)]
     wrong = [f'{{"queue": "claim", "order": {i}}}' for i in range(n)]
     hits = [i < right and i not in answers for i in range(n)]
     predictions = [answers.get(i, truth[i] if hits[i] else wrong[i]) for i in range(n)]
     columns: dict[str, Any] = {
-        "conversation_id": [f"c{i:04}" for i in range(n)],
+        "conversation_id": [ids.get(i, f"c{i:04}") for i in range(n)],
         "group": [f"g{i:04}" for i in range(n)],
         "prompt_tail": [f"Where is parcel {i}" for i in range(n)],
         "prediction": predictions,

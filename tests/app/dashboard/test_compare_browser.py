@@ -24,6 +24,7 @@ def report(parts: Services, tmp_path: Path) -> int:
     """Three runs that have ended; returns the id of the first one's evaluation."""
     with parts.sessions.begin() as session:
         world = World.make(session, parts.settings, tmp_path)
+        world.ids = {5: made_rows.conversations()[5].id}
         for name, alpha, right in (("kd", 0.7, 90), (LONG, 0.7, 85), ("seq", 0.0, 60)):
             run = world.start(name, alpha)
             world.anchors()
@@ -98,6 +99,18 @@ def test_examples_by_keys_and_filters(page: Page, report: int) -> None:
     page.fill("#examples input[type=search]", "onerror")
     page.get_by_role("button", name="Show").click()
     expect(examples).to_have_count(1)
+    address = page.url
+    link = page.get_by_role("link", name="Whole prompt")
+    link.focus()
+    page.keyboard.press("Enter")
+    whole = page.locator("details.whole")
+    expect(whole).to_contain_text("Whole prompt: 1 message")
+    expect(whole.locator(".msg")).to_contain_text("Where is my parcel 5")
+    expect(whole.locator("summary").first).to_be_focused()
+    assert page.url == address
+    look(page)
+    page.keyboard.press("Enter")
+    expect(whole.locator(".msg")).to_be_hidden()
     assert page.evaluate("window.ran") is None
 
 

@@ -5,12 +5,16 @@ from collections.abc import Callable, Iterator
 from html import unescape
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from starlette.testclient import TestClient
 
+from app.datasets.service import conversations_path
 from app.evaluations.models import Evaluation
 from app.evaluations.service import examples_path
+from app.specs.conversation import Conversation, Message
+from app.specs.dataset_file import to_row
 from app.specs.jobs import JobState
 from app.web.deps import Services
 from tests.support import made_rows
@@ -126,6 +130,50 @@ def test_the_teacher_has_nothing_beside_it(
     assert text.count("data-row ") == 20
     beside = signed_in.get(f"{LIST}/{teacher.id}", params={"against": kd.id}).text
     assert "▲ Wins 6" in unescape(beside)
+
+
+def test_the_whole_prompt_of_an_example(
+    world: World, signed_in: TestClient, api_client: TestClient
+) -> None:
+    tool = {"type": "function", "function": {"name": "find_parcel"}}
+    conversation = Conversation(
+        messages=(
+            Message(role="system", content="Be brief. " * 90 + "<b>END OF THE RULES</b>"),
+            Message(role="user", content="Hello"),
+            Message(role="assistant", content="Hi", is_target=True, reference="Good day"),
+            Message(role="user", content="Where is it? " * 60),
+            Message(role="assistant", content="THE ANSWER", is_target=True),
+            Message(role="user", content="thanks"),
+        ),
+        tools=(tool,),
+    )
+    rows = [to_row(c) for c in (*made_rows.conversations(), conversation)]
+    stored = conversations_path(world.version, world.settings)
+    pq.write_table(pa.Table.from_pylist(rows), stored, row_group_size=8)
+    world.ids = {0: conversation.id}
+    found = world.finish(world.start("kd"), 90)
+    world.session.commit()
+
+    whole = f"{LIST}/{found.id}/prompts/{conversation.id}"
+    examples = signed_in.get(f"{LIST}/{found.id}", params={"search": "parcel 0"}).text
+    assert f'href="{whole}"' in examples
+    page, part = signed_in.get(whole), signed_in.get(whole, headers=PARTIAL)
+    assert page.status_code == 200
+    assert "<h1>Prompt" in page.text
+    assert part.text.lstrip().startswith("<details")
+    for text in (page.text, part.text):
+        assert "&lt;b&gt;END OF THE RULES&lt;/b&gt;" in text
+        assert "Whole prompt: 4 messages, 1,710 characters" in unescape(text)
+        assert "find_parcel" in text
+        for word in ("THE ANSWER", "Good day", "thanks", ">target<"):
+            assert word not in text
+    data = api_client.get(f"/api/v1{whole}").json()
+    assert [m["role"] for m in data["messages"]] == ["system", "user", "assistant", "user"]
+    assert data["messages"][3]["content"] == "Where is it? " * 60
+    assert data["tools"] == [tool]
+    assert api_client.get(f"{API}/{found.id}/prompts/c0001").status_code == 404
+    stored.unlink()
+    assert "are gone" in api_client.get(f"/api/v1{whole}").json()["message"]
 
 
 def test_examples_over_rest(kd: Evaluation, api_client: TestClient) -> None:

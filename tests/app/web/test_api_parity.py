@@ -60,6 +60,7 @@ TABLE: dict[str, Why | tuple[str, ...]] = {
     "datasets.upload_events": ("GET /jobs/{job_id}/events",),
     "evaluations.download": (f"GET {P}/evaluations/{{evaluation_id}}/examples.parquet",),
     "evaluations.index": (f"GET {P}/evaluations",),
+    "evaluations.prompt": (f"GET {P}/evaluations/{{evaluation_id}}/prompts/{{conversation_id}}",),
     "evaluations.retry": ("POST /jobs/{job_id}/retry",),
     "evaluations.show": (
         f"GET {P}/evaluations/{{evaluation_id}}",

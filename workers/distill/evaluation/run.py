@@ -125,17 +125,17 @@ def _cases(
     cases: list[_Case] = []
     skipped = 0
     for conversation in conversations:
-        places = [
-            i for i, m in enumerate(conversation.messages) if m.is_target and m.role == "assistant"
-        ]
+        place = conversation.last_target
+        if place is None:
+            skipped += 1
+            continue
+        turn, before = conversation.messages[place], conversation.messages[:place]
         try:
             rendered = renderer.render(conversation)
-            before = conversation.messages[: places[-1]]
             prompt = renderer.render_prompt(before, conversation.tools)
         except (NothingToTrainError, TemplateError):
             skipped += 1
             continue
-        turn = conversation.messages[places[-1]]
         truth, kind = _truth(turn, spec)
         tail = before[-1].content[-PROMPT_TAIL:] if before else ""
         cases.append(_Case(conversation, turn, prompt, tail, rendered, truth, kind))
