@@ -123,19 +123,22 @@ def freeze(
     wait: Wait = False,
     as_json: Json = False,
 ) -> None:
-    """Fix a draft version for ever, so that runs can use it."""
+    """Fix a draft version for ever, so that runs can use it; one that is frozen stays as it is."""
     with connected(home) as api:
         slug = lookup.project_slug(api, project)
-        state = None if "@" in name else "draft"
-        version = lookup.version(api, slug, name, state=state)
-        version = api.post(f"/projects/{slug}/versions/{version['id']}/freeze")
-        if wait:
+        states = () if "@" in name else ("draft", "frozen")
+        version = lookup.version(api, slug, name, states=states)
+        already = version["state"] == "frozen"
+        if not already:
+            version = api.post(f"/projects/{slug}/versions/{version['id']}/freeze")
+        if wait and not already:
             follow_job(api, version["job_id"], quiet=as_json)
             version = api.get(f"/projects/{slug}/versions/{version['id']}")
     if as_json:
         print_json(version)
         return
     words = f"is {version['state']}" if wait else f"is being frozen (job {version['job_id']})"
+    words = "is frozen already" if already else words
     label = f"{version['dataset_name']}@{version['number']}"
     console.print(f"{label} {words}.", markup=False, highlight=False)
 

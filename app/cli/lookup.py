@@ -71,18 +71,24 @@ def checkpoint(api: Api, project: str, name: str) -> Row:
     raise WrongUse(f"The project has no checkpoint “{name}”. It has {_names(rows)}.")
 
 
-def version(api: Api, project: str, name: str, *, state: str | None = None) -> Row:
-    """Return the newest version of `NAME`, or the one of `NAME@NUMBER`. Raises WrongUse."""
+def version(api: Api, project: str, name: str, *, states: tuple[str, ...] = ()) -> Row:
+    """Return the newest version of `NAME`, or the one of `NAME@NUMBER`. Raises WrongUse.
+
+    With `states`, the newest that is in the first of them, else in the next.
+    """
     dataset, _, number = name.partition("@")
     rows: list[Row] = api.get(f"/projects/{project}/versions")
     of_dataset = [row for row in rows if row["dataset_name"] == dataset]
     if not of_dataset:
         known = sorted({row["dataset_name"] for row in rows})
         raise WrongUse(f"The project has no dataset “{dataset}”. It has {_list(known)}.")
-    for row in sorted(of_dataset, key=lambda row: -row["number"]):
-        if (not number or str(row["number"]) == number) and state in (None, row["state"]):
-            return row
-    words = f" that is {state}" if state else ""
+    fit = [row for row in of_dataset if not number or str(row["number"]) == number]
+    newest = sorted(fit, key=lambda row: -row["number"])
+    for wanted in states or (None,):
+        for row in newest:
+            if wanted in (None, row["state"]):
+                return row
+    words = f" that is {' or '.join(states)}" if states else ""
     raise WrongUse(f"“{dataset}” has no version {number}{words}.".replace("  ", " "))
 
 

@@ -5,7 +5,7 @@ from functools import lru_cache
 from typing import Any
 
 from app.specs.conversation import Message, Role, ToolCall
-from workers.ingest.jsontext import canonical, unpack
+from workers.ingest.jsontext import canonical, kind_of, unpack, words
 from workers.ingest.values import quarantined, skipped
 
 _ROLES: dict[str, Role] = {
@@ -25,7 +25,7 @@ def _part(part: Any, flags: set[str]) -> str:
     if isinstance(part, str):
         return part
     if not isinstance(part, dict):
-        raise quarantined("content_broken", f"a content part that is a {type(part).__name__}")
+        raise quarantined("content_broken", f"a content part that is {kind_of(part)}")
     kind = str(part.get("type") or "text")
     for word, flag in _MEDIA.items():
         if word in kind:
@@ -49,7 +49,7 @@ def text_of(content: Any, flags: set[str]) -> str:
     elif isinstance(content, dict):
         text = _part(content, flags)
     else:
-        raise quarantined("content_broken", f"a content that is a {type(content).__name__}")
+        raise quarantined("content_broken", f"a content that is {kind_of(content)}")
     for mark in TRUNCATION_MARKS:
         if mark in text:
             raise quarantined("truncated_by_logger", f"{mark}: export the log uncut")
@@ -83,7 +83,7 @@ def tool_calls_of(raw: Mapping[str, Any], flags: set[str]) -> tuple[ToolCall, ..
     if not calls:
         return ()
     if not isinstance(calls, list):
-        raise quarantined("tool_call_broken", f"tool_calls is a {type(calls).__name__}")
+        raise quarantined("tool_call_broken", f"tool_calls is {kind_of(calls)}")
     return tuple([_tool_call(call, at, flags) for at, call in enumerate(calls)])
 
 
@@ -104,10 +104,10 @@ def message_of(raw: Any, flags: set[str], *, role: Role | None = None) -> Messag
     truncated_by_logger.
     """
     if not isinstance(raw, dict):
-        raise quarantined("message_broken", f"a message that is a {type(raw).__name__}")
+        raise quarantined("message_broken", f"a message that is {kind_of(raw)}")
     known = role or _ROLES.get(str(raw.get("role")))
     if known is None:
-        raise quarantined("unknown_role", raw.get("role"))
+        raise quarantined("unknown_role", words(raw["role"]) if "role" in raw else "no role")
     content = raw.get("content")
     bare = len(raw) == 2 and "role" in raw  # noqa: PLR2004 - role and content
     if bare and isinstance(content, str) and len(content) <= _CACHED_CHARS:
@@ -187,7 +187,7 @@ def messages_of(raw: Any, flags: set[str]) -> tuple[Message, ...]:
     if listed is None or listed == []:
         raise skipped("messages_empty")
     if not isinstance(listed, list):
-        raise quarantined("messages_broken", f"messages is a {type(listed).__name__}")
+        raise quarantined("messages_broken", f"messages is {kind_of(listed)}")
     rows = [unpack(item) for item in listed]
     history_flags: set[str] = set()
     messages = [message_of(item, history_flags) for item in rows]

@@ -85,10 +85,10 @@ def _lenient(data: bytes) -> Any:
         at_end = error.pos >= len(text.rstrip()) or error.msg.startswith("Unterminated string")
         whole = opened + closed in ("{}", "[]")
         if opened in ("{", "[") and (at_end or not whole):
-            raise quarantined("json_truncated", error) from None
-        raise quarantined("not_json", error) from None
-    except (RecursionError, ValueError) as error:
-        raise quarantined("not_json", error) from None
+            raise quarantined("json_truncated", str(error)) from None
+        raise quarantined("not_json", str(error)) from None
+    except (RecursionError, ValueError):
+        raise quarantined("not_json", "it cannot be read as JSON") from None
 
 
 def parse_value(data: bytes) -> Any:
@@ -125,7 +125,7 @@ def parse_object(data: bytes) -> dict[str, Any]:
     """Parse one record; a JSON object packed into a JSON string is unpacked."""
     value = unpack(parse_value(data))
     if not isinstance(value, dict):
-        raise quarantined("not_an_object", f"a JSON {type(value).__name__}")
+        raise quarantined("not_an_object", f"a record that is {kind_of(value)}")
     return value
 
 
@@ -145,6 +145,21 @@ def unpack(value: Any, levels: int = 2) -> Any:
             raise quarantined("too_deep", f"more than {MAX_DEPTH} levels in a string")
         value = scrub(inner)
     return value
+
+
+def kind_of(value: Any) -> str:
+    """Return what a value is, in the words of JSON and with its article."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    kinds = {dict: "an object", list: "an array", str: "a text"}
+    return next((words for kind, words in kinds.items() if isinstance(value, kind)), "a number")
+
+
+def words(value: Any) -> str:
+    """Return a value as people read it: a text as it is, all else as JSON."""
+    return value if isinstance(value, str) else canonical(value)
 
 
 def canonical(value: Any) -> str:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from traceback import extract_tb
 
 import orjson
 
@@ -55,7 +56,9 @@ def understand(
         return reject(outcome.line, verdict, outcome.raw)
     except (TypeError, ValueError, KeyError, AttributeError, IndexError, RecursionError) as error:
         # A shape nobody foresaw costs its own record, never the import.
-        surprise = quarantined("unexpected_shape", f"{type(error).__name__}: {error}")
+        frame = extract_tb(error.__traceback__)[-1]
+        at = f"{Path(frame.filename).name}:{frame.lineno}"
+        surprise = quarantined("unexpected_shape", f"no reader knows it; please report it ({at})")
         return reject(outcome.line, surprise, outcome.raw)
     return call
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from workers.ingest.jsontext import unpack
+from workers.ingest.jsontext import unpack, words
 from workers.ingest.values import quarantined
 
 
@@ -43,8 +43,8 @@ class _Choice:
     @staticmethod
     def _append(call: dict[str, str], function: Any) -> None:
         if isinstance(function, dict):
-            call["name"] += str(function.get("name") or "")
-            call["arguments"] += str(function.get("arguments") or "")
+            call["name"] += words(function.get("name") or "")
+            call["arguments"] += words(function.get("arguments") or "")
 
     def message(self) -> dict[str, Any]:
         calls = [

@@ -59,12 +59,12 @@ class Unusable(Exception):
         self.detail = detail
 
 
-def skipped(reason: str, detail: object = "") -> Unusable:
-    return Unusable("skipped", reason, str(detail)[:EXCERPT_CHARS])
+def skipped(reason: str, detail: str = "") -> Unusable:
+    return Unusable("skipped", reason, detail[:EXCERPT_CHARS])
 
 
-def quarantined(reason: str, detail: object = "") -> Unusable:
-    return Unusable("quarantined", reason, str(detail)[:EXCERPT_CHARS])
+def quarantined(reason: str, detail: str = "") -> Unusable:
+    return Unusable("quarantined", reason, detail[:EXCERPT_CHARS])
 
 
 @dataclass(frozen=True, slots=True)

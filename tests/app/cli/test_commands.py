@@ -121,10 +121,15 @@ def test_an_import_prints_a_funnel_that_adds_up(
     assert "1 quarantined, json truncated" in shown
     assert "traffic@2 is a draft" in shown
     assert (frozen["state"], frozen["number"], frozen["dataset_name"]) == ("frozen", 1, "traffic")
-    again = run("datasets", "freeze", "traffic@1", "--project", project, exit_code=1)
-    assert "is frozen" in again.stderr
+    again = ("datasets", "freeze", "traffic@1", "--project", project)
+    assert run(*again).stdout == "traffic@1 is frozen already.\n"
+    assert run_json(*again, "--wait") == frozen
     listed = run_json("datasets", "list", "--project", project)
     assert [(v["number"], v["state"]) for v in listed] == [(2, "draft"), (1, "frozen")]
+    newest = ("datasets", "freeze", "traffic", "--project", project)
+    with working_here(parts.sessions, parts.settings):
+        assert run(*newest, "--wait").stdout == "traffic@2 is frozen.\n"
+    assert run(*newest, "--wait").stdout == "traffic@2 is frozen already.\n"
     assert "traffic@1" in run("datasets", "list", "--project", project).stdout
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from app.specs.conversation import Message
 from workers.ingest.chat import message_of, messages_of, tools_of
 from workers.ingest.facts import facts_of
-from workers.ingest.jsontext import unpack
+from workers.ingest.jsontext import kind_of, unpack, words
 from workers.ingest.streams import chunks_of_sse, join_chunks
 from workers.ingest.values import LoggedCall, Record, Sniff, quarantined, skipped
 
@@ -32,13 +32,13 @@ def _pair(record: Mapping[str, Any]) -> tuple[Mapping[str, Any], Any] | None:
 
 def _check_status(record: Mapping[str, Any], response: Any) -> None:
     if isinstance(response, dict) and response.get("error"):
-        raise skipped("error_response", response["error"])
+        raise skipped("error_response", words(response["error"]))
     for key in _STATUS:
         status = record.get(key)
         if isinstance(status, int | float) and not 200 <= status < 300:  # noqa: PLR2004 - HTTP
-            raise skipped("error_status", status)
+            raise skipped("error_status", words(status))
         if isinstance(status, str) and status.strip() and status.strip().lower() not in _WELL:
-            raise skipped("error_status", status)
+            raise skipped("error_status", words(status))
 
 
 def _completion(response: Any) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def _completion(response: Any) -> dict[str, Any]:
         else:
             response = join_chunks(response)
     if not isinstance(response, dict):
-        raise quarantined("response_broken", f"a response that is a {type(response).__name__}")
+        raise quarantined("response_broken", f"a response that is {kind_of(response)}")
     if "choices" not in response and response.get("role") == "assistant":
         return {"choices": [{"message": response}]}
     return response
@@ -72,7 +72,7 @@ def _answer(choice: Any, model: str | None) -> Message:
     if isinstance(finish, str) and finish in _CUT:
         flags.add(_CUT[finish])
     changed = {
-        "finish_reason": str(finish) if finish else None,
+        "finish_reason": words(finish) if finish else None,
         "model": model,
         "flags": tuple(sorted(flags)),
     }

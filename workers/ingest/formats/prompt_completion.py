@@ -6,6 +6,7 @@ from typing import Any
 from app.specs.conversation import Message
 from workers.ingest.chat import TRUNCATION_MARKS
 from workers.ingest.facts import facts_of
+from workers.ingest.jsontext import kind_of
 from workers.ingest.values import LoggedCall, Record, Sniff, quarantined
 
 _PAIRS = (("prompt", "completion"), ("question", "answer"), ("input", "output"))
@@ -31,7 +32,7 @@ def _text(value: Any, what: str) -> str:
     if value is None:
         raise quarantined(f"{what}_null")
     if not isinstance(value, str):
-        raise quarantined(f"{what}_broken", f"a {what} that is a {type(value).__name__}")
+        raise quarantined(f"{what}_broken", f"a {what} that is {kind_of(value)}")
     word = value.strip()
     if not word:
         raise quarantined(f"{what}_empty")
