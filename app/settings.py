@@ -45,6 +45,8 @@ class Settings(BaseSettings):
     session_absolute_hours: float = 12
     max_body_bytes: int = 2 * 1024 * 1024
     max_upload_bytes: int = 64 * 1024**3
+    upload_keep_days: float = Field(default=7, gt=0)
+    """How long an upload that was cut off waits for its next byte before it is removed."""
 
     lease_seconds: float = 30
     heartbeat_seconds: float = 5

@@ -21,6 +21,7 @@ from app.checkpoints import service as checkpoints
 from app.cli.connect import keep_local_token
 from app.cli.options import Home, settings_for
 from app.cli.output import Exit, Json, console, print_json, reporting
+from app.datasets import service as datasets
 from app.db.migrate import upgrade
 from app.db.session import make_engine, make_session_factory, transaction
 from app.jobs import leftovers
@@ -37,6 +38,8 @@ from app.settings import Settings
 Port = Annotated[
     int | None, typer.Option("--port", help="Port of the dashboard; else STILLHOUSE_PORT, 8321.")
 ]
+SWEEPS = (leftovers.sweep, checkpoints.drop_stale_tokens, datasets.drop_given_up)
+"""What the dispatcher tidies once a minute."""
 
 
 def stop_event() -> threading.Event:
@@ -157,9 +160,8 @@ def dispatch(home: Home = None) -> None:
     engine = make_engine(settings.require_database_url())
     broker = Broker(settings.require_redis_url())
     try:
-        sweeps = (leftovers.sweep, checkpoints.drop_stale_tokens)
         factory = make_session_factory(engine)
-        Dispatcher(engine, factory, broker, settings, sweeps).run(stop_event().is_set)
+        Dispatcher(engine, factory, broker, settings, SWEEPS).run(stop_event().is_set)
     finally:
         broker.close()
         engine.dispose()

@@ -28,8 +28,16 @@ from app.errors import InvalidInput, NotFound
 from app.projects.api import ProjectDep
 from app.projects.models import Project
 from app.security.permissions import Permission
+from app.settings import Settings
 from app.storage.uploads import Appender, offset
-from app.web.deps import CurrentUser, SessionDep, commit_now, require, services
+from app.web.deps import (
+    CurrentUser,
+    SessionDep,
+    SettingsDep,
+    commit_now,
+    require,
+    services,
+)
 
 router = APIRouter(prefix="/api/v1/projects/{project}", tags=["datasets"])
 READ, WRITE = [require(Permission.READ)], [require(Permission.WRITE)]
@@ -75,9 +83,16 @@ async def _append(request: Request, appender: Appender) -> int:
     return appender.offset
 
 
+def _out(upload: Upload, settings: Settings) -> UploadOut:
+    leaves = service.leaves_at(settings, upload)
+    return UploadOut.model_validate(upload).model_copy(update={"leaves_at": leaves})
+
+
 @router.get("/uploads", dependencies=READ)
-def list_uploads(project: ProjectDep, session: SessionDep) -> list[UploadOut]:
-    return [UploadOut.model_validate(u) for u in queries.uploads_of(session, project.id)]
+def list_uploads(
+    project: ProjectDep, session: SessionDep, settings: SettingsDep
+) -> list[UploadOut]:
+    return [_out(upload, settings) for upload in queries.uploads_of(session, project.id)]
 
 
 @router.options("/uploads", dependencies=READ)
@@ -116,8 +131,8 @@ def tus_head(
 
 
 @router.get("/uploads/{upload}", dependencies=READ)
-def show_upload(upload: UploadDep) -> UploadOut:
-    return UploadOut.model_validate(upload)
+def show_upload(upload: UploadDep, settings: SettingsDep) -> UploadOut:
+    return _out(upload, settings)
 
 
 @router.get("/uploads/{upload}/content", dependencies=READ)

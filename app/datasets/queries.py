@@ -100,6 +100,16 @@ def uploads_by_id(session: Session, project_id: int, ids: Sequence[int]) -> Sequ
     ).all()
 
 
+def cut_off_uploads(session: Session) -> Sequence[Upload]:
+    """Return the uploads of every project that wait for bytes; those in use elsewhere are left."""
+    return session.scalars(
+        select(Upload)
+        .where(Upload.state == "uploading", Upload.origin != "generated")
+        .order_by(Upload.id)
+        .with_for_update(skip_locked=True)
+    ).all()
+
+
 def open_uploads(session: Session, project_id: int) -> Sequence[Upload]:
     """Return the uploads that no import has taken, newest first."""
     taken = exists().where(

@@ -67,6 +67,7 @@ def index(
         "page": page(found, state, lambda view: (view.version.id, view.version.id)),
         "uploads": uploads,
         "stored": {upload.id: service.stored_bytes(settings, upload) for upload in uploads},
+        "leaves": {upload.id: service.leaves_at(settings, upload) for upload in uploads},
         "crumbs": (*_crumbs(request, project)[:-1], ("Data", None)),
     }
     return render(request, "datasets/index.html", {**context, "nav": "data"}, block="rows")

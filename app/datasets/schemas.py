@@ -111,6 +111,8 @@ class UploadOut(BaseModel):
     report: dict[str, Any] | None
     error: str | None
     job_id: int | None
+    leaves_at: datetime | None = None
+    """When it is removed if no more bytes come; null once it is stored."""
 
 
 class VersionOut(BaseModel):
@@ -199,6 +201,8 @@ class ImportChoices:
     uploads: Sequence[Upload]
     stored: Mapping[int, int]
     """Bytes stored, by upload."""
+    leaves: Mapping[int, datetime | None]
+    """When an upload that gets no more bytes is removed."""
     chosen: Sequence[Upload]
     reports: Mapping[int, InspectReport]
 
@@ -218,8 +222,12 @@ class ImportChoices:
         return None
 
     def new_name(self, taken: Collection[str]) -> str:
-        """Return what a new dataset may be called: the first chosen file, without its endings."""
-        file = self.chosen[0].filename if self.chosen else ""
+        """Return what a new dataset may be called: the first chosen file, without its endings.
+
+        A file that is still on its way names it too: what the page shows then is kept.
+        """
+        files = self.chosen or self.uploads
+        file = files[0].filename if files else ""
         stem = file.partition(".")[0].strip()[:70]
         stem = stem if is_visible(stem) else "traffic"
         names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))

@@ -2,12 +2,15 @@
 
 import secrets
 from collections.abc import Collection
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
+import structlog
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from app.clock import now
 from app.datasets import queries
 from app.datasets.models import Dataset, DatasetVersion, Upload
 from app.datasets.queries import VersionView
@@ -26,6 +29,7 @@ from app.storage import uploads as files
 from app.storage.blobs import LocalBlobs
 
 MAX_NAME = 255
+log = structlog.get_logger()
 
 
 class DatasetIsFrozen(Conflict):
@@ -133,6 +137,28 @@ def drop_upload(session: Session, upload: Upload, settings: Settings) -> None:
         raise Conflict(f"“{upload.filename}” belongs to an import and stays.")
     LocalBlobs(settings.blobs).delete(f"uploads/{upload.key}")
     session.delete(upload)
+    session.flush()
+
+
+def leaves_at(settings: Settings, upload: Upload) -> datetime | None:
+    """Return when an upload that gets no more bytes is removed; None for one that stays."""
+    if upload.state != "uploading" or upload.origin == "generated":
+        return None
+    path = upload_path(settings, upload.key)
+    last = upload.created_at
+    if path.is_file():
+        last = datetime.fromtimestamp(path.stat().st_mtime, UTC)
+    return last + timedelta(days=settings.upload_keep_days)
+
+
+def drop_given_up(session: Session, settings: Settings) -> None:
+    """Remove the uploads to which nobody has sent a byte for `upload_keep_days`."""
+    for upload in queries.cut_off_uploads(session):
+        leaves = leaves_at(settings, upload)
+        if leaves is not None and leaves < now():
+            LocalBlobs(settings.blobs).delete(f"uploads/{upload.key}")
+            session.delete(upload)
+            log.info("upload_given_up", upload=upload.id, filename=upload.filename)
     session.flush()
 
 
@@ -415,6 +441,7 @@ def import_choices(
     return ImportChoices(
         uploads=uploads,
         stored={u.id: stored_bytes(settings, u) for u in uploads},
+        leaves={u.id: leaves_at(settings, u) for u in uploads},
         chosen=[upload for upload in uploads if is_chosen(upload)],
         reports=reports,
     )

@@ -4,6 +4,7 @@ import re
 
 from starlette.testclient import TestClient
 
+from app.datasets import service
 from app.datasets.models import DatasetVersion
 from app.jobs.models import Job
 from app.specs.jobs import JobState
@@ -30,6 +31,14 @@ def test_a_first_dataset_is_called_like_its_file(signed_in: TestClient, made: Ma
     assert chosen(signed_in) == (None, None)
     made.upload(name="tickets-2026.jsonl.gz")
     assert chosen(signed_in) == (None, "tickets-2026")
+
+
+def test_a_file_on_its_way_names_it_already(signed_in: TestClient, made: Made) -> None:
+    with made.session() as (session, project):
+        service.start_upload(
+            session, project, filename="tickets.jsonl", size=9, settings=made.settings
+        )
+    assert chosen(signed_in) == (None, "tickets")
 
 
 def test_one_usable_dataset_is_chosen_and_a_failed_one_is_not(
