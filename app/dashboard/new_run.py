@@ -4,8 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+import orjson
 from pydantic import ValidationError
 from sqlalchemy.orm import Session
+from starlette.datastructures import FormData, QueryParams
 
 from app.checkpoints import queries as checkpoints
 from app.checkpoints.models import Checkpoint
@@ -18,6 +20,7 @@ from app.projects.models import Project
 from app.runs import queries, service
 from app.runs.models import Run
 from app.runs.schemas import EstimateOut
+from app.security.csrf import FIELD as CSRF_FIELD
 from app.settings import Settings
 from app.specs.names import INVISIBLE, is_visible
 from app.specs.training import RunRole, RunSpec
@@ -31,6 +34,8 @@ KINDS: tuple[tuple[RunRole, str, str], ...] = (
     ("labels_only", "Labels only", "Learns the references: what distilling must beat."),
     ("fine_tune", "Fine-tune", "Tunes a checkpoint, such as the teacher, on the data."),
 )
+Values = dict[str, Any]
+"""The form: a text for each field, and `also`, the kinds that start beside."""
 COMPARED: tuple[RunRole, ...] = ("distilled", "sequence_level", "labels_only")
 """The three that show what distilling is worth, at equal steps."""
 PRESETS: tuple[tuple[str, str, str], ...] = (
@@ -56,6 +61,8 @@ _OBJECTIVES: dict[RunRole, dict[str, str]] = {
     "labels_only": {"alpha": "0", "ce_target": "reference"},
     "fine_tune": {"alpha": "0", "ce_target": "logged"},
 }
+_ABOUT = {"schedule": "micro_batch_size", "objective": "alpha"}
+"""Where a rule that binds several settings of a part of the spec is told."""
 _STEMS: dict[RunRole, str] = {
     "distilled": "distilled",
     "sequence_level": "sequence-level",
@@ -93,6 +100,47 @@ def _labelled(name: str, state: str, usual: str) -> str:
     return name if state == usual else f"{name} ({state})"
 
 
+def sent(given: FormData | QueryParams) -> Values:
+    """Return the form as a browser sends it, in an address or in a body.
+
+    `also` may be given more than once. A setting that the chosen kind does not show is not sent:
+    its default stands in.
+    """
+    texts = {k: v for k, v in given.items() if isinstance(v, str) and k != CSRF_FIELD}
+    values: Values = {**DEFAULTS, **texts}
+    if values["role"] not in _OBJECTIVES:
+        values["role"] = DISTILLED
+    values["also"] = [v for v in given.getlist("also") if isinstance(v, str)]
+    return values
+
+
+def filled(session: Session, project: Project, values: Values) -> Values:
+    """Return the values with what follows from another kind or preset, or from a mend.
+
+    The form tells for which kind and preset it was drawn, so an address that is opened again fills
+    it in the same way.
+    """
+    choices, mend = choices_of(session, project), _mend(values.pop("set", ""))
+    if mend.pop("kind", "") == "ce":
+        mend = {"role": "sequence_level"}
+    drawn = {name: values.pop(f"drawn_{name}", values[name]) for name in ("role", "preset")}
+    changed = {**values, **mend}
+    if changed["role"] != drawn["role"]:
+        return with_role(session, project, choices, changed)
+    if changed["preset"] != drawn["preset"]:
+        return with_preset(choices, changed)
+    return changed
+
+
+def _mend(text: str) -> dict[str, str]:
+    try:
+        found = orjson.loads(text) if text else {}
+    except ValueError:
+        return {}
+    known = {*knobs.BY_NAME, "kind", "name"}
+    return {k: str(v) for k, v in found.items() if k in known} if isinstance(found, dict) else {}
+
+
 def choices_of(session: Session, project: Project) -> Choices:
     versions = datasets.versions_of(session, project.id)
     return Choices(
@@ -102,13 +150,14 @@ def choices_of(session: Session, project: Project) -> Choices:
     )
 
 
-def first_values(session: Session, project: Project, choices: Choices) -> dict[str, str]:
+def first_values(session: Session, project: Project, choices: Choices) -> Values:
     """Return the values of a form nobody has touched: good enough to press start."""
     frozen = next((v for v in choices.versions if v.state == "frozen"), None)
     version = frozen or (choices.versions[0] if choices.versions else None)
     values = {
         **DEFAULTS,
         "freeze_embeddings": "",
+        "also": [],
         "role": DISTILLED,
         "preset": "balanced",
         "teacher_id": str(project.teacher_id or ""),
@@ -120,11 +169,12 @@ def first_values(session: Session, project: Project, choices: Choices) -> dict[s
     return with_role(session, project, choices, values)
 
 
-def cloned_values(session: Session, project: Project, parent: Run) -> dict[str, str]:
+def cloned_values(session: Session, project: Project, parent: Run) -> Values:
     """Return a run's values as the start of another."""
     spec = RunSpec.model_validate(parent.spec)
     values = {
         **knobs.values_of(spec),
+        "also": [],
         "role": spec.effective_role,
         "preset": "",
         "teacher_id": str(spec.teacher_id or ""),
@@ -133,17 +183,15 @@ def cloned_values(session: Session, project: Project, parent: Run) -> dict[str, 
         "group": spec.group or "",
         "parent": str(parent.number),
     }
-    return {**values, "name": free_name(session, project, spec.name, spec.group)}
+    return {**values, "name": queries.free_name(session, project.id, spec.name, spec.group)}
 
 
 def with_role(
-    session: Session, project: Project, choices: Choices, values: Mapping[str, str]
-) -> dict[str, str]:
+    session: Session, project: Project, choices: Choices, values: Mapping[str, Any]
+) -> Values:
     """Return the values with everything that follows from the kind, and the preset's steps."""
-    role = cast("RunRole", values.get("role", DISTILLED))
-    if role not in _OBJECTIVES:
-        role = DISTILLED
-    changed = {**values, "role": role, **_OBJECTIVES[role]}
+    role = cast("RunRole", values["role"])
+    changed = {**values, **_OBJECTIVES[role]}
     if role == FINE_TUNE:
         changed["group"] = ""
         if changed["student_id"] == str(project.student_id or ""):
@@ -155,7 +203,7 @@ def with_role(
         if changed["student_id"] == changed["teacher_id"]:
             changed["student_id"] = str(project.student_id or "")
     changed = with_preset(choices, changed)
-    changed["name"] = free_name(session, project, stem_of(changed), changed["group"] or None)
+    changed["name"] = queries.free_name(session, project.id, _STEMS[role], changed["group"] or None)
     return changed
 
 
@@ -165,7 +213,7 @@ def _tuned_layers(checkpoint: Checkpoint | None) -> str:
     return str(TUNED_LAYERS) if depth is None or depth > TUNED_LAYERS else ""
 
 
-def with_preset(choices: Choices, values: Mapping[str, str]) -> dict[str, str]:
+def with_preset(choices: Choices, values: Mapping[str, Any]) -> Values:
     """Return the values with the preset's knobs filled in."""
     preset = values.get("preset", "")
     version = choices.version(values.get("dataset_version_id", ""))
@@ -209,19 +257,6 @@ def _context(choices: Choices, values: Mapping[str, str]) -> int:
     return min([usual, *lengths])
 
 
-def stem_of(values: Mapping[str, str]) -> str:
-    return _STEMS[cast("RunRole", values["role"])]
-
-
-def free_name(session: Session, project: Project, stem: str, group: str | None) -> str:
-    """Return the stem, or with the first number that the group has no run of yet."""
-    name, number = stem, 1
-    while queries.name_in_group(session, project.id, name, group) is not None:
-        number += 1
-        name = f"{stem}-{number}"
-    return name
-
-
 def read_spec(values: Mapping[str, str]) -> Form[RunSpec]:
     """Build the spec a form describes; errors carry the names of its fields."""
     form: Form[RunSpec] = Form(values=dict(values))
@@ -233,8 +268,8 @@ def read_spec(values: Mapping[str, str]) -> Form[RunSpec]:
             errors["alpha"] = "Must be above 0: without the teacher's weight it is sequence-level."
     except ValidationError as error:
         for place, sentence in field_errors(error.errors(include_url=False)).items():
-            form_name = knobs.BY_PATH.get(tuple(place.split(".")), place.rpartition(".")[2])
-            errors.setdefault(form_name, sentence)
+            name = knobs.BY_PATH.get(tuple(place.split(".")), place.rpartition(".")[2])
+            errors.setdefault(_ABOUT.get(name, name), sentence)
         spec = None
     form.errors = {k: v for k, v in errors.items() if k in knobs.BY_NAME or k in FIXED}
     form.message = next((v for k, v in errors.items() if k not in form.errors), "")
@@ -296,30 +331,23 @@ def _put(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
         place[path[-1]] = value
 
 
-def specs_of(form: Form[RunSpec], also: Sequence[str]) -> list[RunSpec]:
-    """Return the form's run and those started beside it, at equal steps."""
+def specs_of(
+    session: Session, project: Project, form: Form[RunSpec], also: Sequence[str]
+) -> list[RunSpec]:
+    """Return the form's run and those started beside it, at equal steps, under free names."""
     if form.data is None:
         return []
     values = {k: str(v) for k, v in form.values.items()}
-    others: list[RunSpec] = []
+    specs = [form.data]
     for role in COMPARED:
         if role in also and role != form.data.effective_role:
             changed = {**values, "role": role, **_OBJECTIVES[role]}
-            changed["name"] = stem_of(changed)
+            group = form.data.group
+            changed["name"] = queries.free_name(session, project.id, _STEMS[role], group)
             other = read_spec(changed)
             if other.data is not None:
-                others.append(other.data)
-    return [form.data, *others]
-
-
-def named_apart(session: Session, project: Project, specs: Sequence[RunSpec]) -> list[RunSpec]:
-    """Give the runs beside the first names their group does not have yet."""
-    return [
-        spec
-        if at == 0
-        else spec.model_copy(update={"name": free_name(session, project, spec.name, spec.group)})
-        for at, spec in enumerate(specs)
-    ]
+                specs.append(other.data)
+    return specs
 
 
 def estimates(

@@ -1,14 +1,14 @@
 """Pages: a new run, its estimate while the form is filled in, and its start."""
 
 import secrets
-from typing import Any
+from typing import Annotated
 
-import orjson
 from fastapi import APIRouter, Depends, Request
 from sqlalchemy.orm import Session
 from starlette.responses import RedirectResponse, Response
 
 from app.dashboard import knobs, new_run, run_view
+from app.dashboard.new_run import Values
 from app.dashboard.run_pages import address, crumbs
 from app.errors import AppError
 from app.evaluations import service as evaluations
@@ -17,10 +17,11 @@ from app.projects.api import ProjectDep
 from app.projects.models import Project
 from app.runs import service
 from app.runs.models import Run
-from app.runs.schemas import EstimateOut, Seconds
+from app.runs.schemas import EstimateOut, Reason, Seconds
 from app.security.permissions import Permission
 from app.settings import Settings
 from app.specs.checkpoint import CheckpointCard, compression
+from app.specs.fingerprint import fingerprint
 from app.specs.training import RunSpec
 from app.web.deps import CurrentUser, SessionDep, SettingsDep, require
 from app.web.forms import Form
@@ -28,10 +29,11 @@ from app.web.templating import render
 
 router = APIRouter(include_in_schema=False, prefix="/projects/{project}/runs")
 WRITE = [require(Permission.WRITE)]
-Values = dict[str, Any]
 SPLITS = ("train", "validation", "test")
 LABELS = {
     **{name: knob.label for name, knob in knobs.BY_NAME.items()},
+    "name": "Name",
+    "group": "Group",
     "student_id": "Student",
     "dataset_version_id": "Data",
     "teacher_id": "Teacher",
@@ -39,84 +41,31 @@ LABELS = {
 
 
 async def posted(request: Request) -> Values:
-    """Return the form's texts; `also` may be given more than once.
-
-    A setting that the chosen kind does not show is not sent: its default stands in.
-    """
-    form = await request.form()
-    sent = {k: v for k, v in form.items() if isinstance(v, str) and k != "csrf_token"}
-    values: Values = {**new_run.DEFAULTS, **sent}
-    values["also"] = [v for v in form.getlist("also") if isinstance(v, str)]
-    return values
-
-
-Posted = Depends(posted)
+    return new_run.sent(await request.form())
 
 
 @router.get("/new", name="runs.new", dependencies=WRITE)
 def new(
     request: Request, project: ProjectDep, session: SessionDep, settings: SettingsDep
 ) -> Response:
+    """Show the form: its query is the form, and without one it is good enough to press start."""
+    query = request.query_params
+    if "name" in query:
+        values = new_run.filled(session, project, new_run.sent(query))
+        return _page(request, session, project, settings, values)
     choices = new_run.choices_of(session, project)
-    parent = _parent(session, project, request.query_params.get("from", ""))
+    parent = _parent(session, project, query.get("from", ""))
     if parent is not None:
-        values: Values = new_run.cloned_values(session, project, parent)
+        values = new_run.cloned_values(session, project, parent)
     else:
         values = new_run.first_values(session, project, choices)
-        role = request.query_params.get("role")
-        if role:
-            values = new_run.with_role(session, project, choices, {**values, "role": role})
-        student = request.query_params.get("student", "")
+        if query.get("role") in dict.fromkeys(kind for kind, _, _ in new_run.KINDS):
+            changed = {**values, "role": query["role"]}
+            values = new_run.with_role(session, project, choices, changed)
+        student = query.get("student", "")
         if choices.checkpoint(student) is not None:
             values = {**values, "student_id": student}
-    return _page(request, session, project, settings, {**values, "also": []})
-
-
-@router.post("/new/estimate", name="runs.estimate", dependencies=WRITE)
-def estimate(
-    request: Request,
-    project: ProjectDep,
-    session: SessionDep,
-    settings: SettingsDep,
-    values: Values = Posted,
-) -> Response:
-    """Answer any change of a knob: cover, times, disk, warnings, and whether it can start."""
-    return _page(request, session, project, settings, values, block="before")
-
-
-@router.post("/new/fill", name="runs.fill", dependencies=WRITE)
-def fill(
-    request: Request,
-    project: ProjectDep,
-    session: SessionDep,
-    settings: SettingsDep,
-    values: Values = Posted,
-) -> Response:
-    """Fill the form anew after another kind, preset, data, or a mend was chosen."""
-    filled = _filled(session, project, values)
-    return _page(request, session, project, settings, filled, block="form")
-
-
-def _filled(session: Session, project: Project, values: Values) -> Values:
-    choices, what = new_run.choices_of(session, project), values.get("fill", "")
-    mend = _mend(values.pop("set", ""))
-    if mend.get("kind") == "ce":
-        what, mend = "role", {"role": "sequence_level"}
-    changed = {**values, **mend}
-    if what == "role":
-        return new_run.with_role(session, project, choices, changed)
-    if what == "preset":
-        return new_run.with_preset(choices, changed)
-    return changed
-
-
-def _mend(text: str) -> dict[str, str]:
-    try:
-        found = orjson.loads(text) if text else {}
-    except ValueError:
-        return {}
-    known = {*knobs.BY_NAME, "kind"}
-    return {k: str(v) for k, v in found.items() if k in known} if isinstance(found, dict) else {}
+    return _page(request, session, project, settings, values)
 
 
 @router.post("", name="runs.start", dependencies=WRITE)
@@ -126,22 +75,22 @@ def start(
     session: SessionDep,
     settings: SettingsDep,
     user: CurrentUser,
-    values: Values = Posted,
+    values: Annotated[Values, Depends(posted)],
 ) -> Response:
-    form = new_run.read_spec(values)
+    form, refused = new_run.read_spec(values), ""
     if form.data is not None:
         try:
             started = _start_all(session, project, form, values, user, settings)
         except AppError as error:
             session.rollback()
-            form.refuse(error)
+            refused = error.message
         else:
             first = started[0]
             alone = len(started) == 1 or first.group is None
             group = f"/projects/{project.slug}/runs?group={first.group}"
             target = address(project, first.number) if alone else group
             return RedirectResponse(target, status_code=303)
-    return _page(request, session, project, settings, values, form=form, status=422)
+    return _page(request, session, project, settings, values, refused=refused, status=422)
 
 
 def _start_all(
@@ -152,9 +101,14 @@ def _start_all(
     user: CurrentUser,
     settings: Settings,
 ) -> list[Run]:
-    """Start the form's run and those chosen beside it, or none of them."""
+    """Start the form's run and those chosen beside it, or none of them.
+
+    The key is that of the page and of what it says: a page that a browser kept may be sent again
+    with other choices, and starts another run then.
+    """
     parent = _parent(session, project, values.get("parent", ""))
-    specs = new_run.specs_of(form, values["also"])
+    key = f"{values['key']}:{fingerprint(form.data)[:16]}" if values.get("key") else None
+    specs = new_run.specs_of(session, project, form, values["also"])
     return [
         evaluations.start_run(
             session,
@@ -164,9 +118,9 @@ def _start_all(
             owner_id=user.user_id,
             settings=settings,
             parent_id=parent.id if parent is not None and at == 0 else None,
-            key=f"{values['key']}:{spec.effective_role}" if values.get("key") else None,
+            key=f"{key}:{spec.effective_role}" if key else None,
         )
-        for at, spec in enumerate(new_run.named_apart(session, project, specs))
+        for at, spec in enumerate(specs)
     ]
 
 
@@ -181,17 +135,15 @@ def _page(
     settings: Settings,
     values: Values,
     *,
-    form: Form[RunSpec] | None = None,
-    block: str | None = None,
+    refused: str = "",
     status: int = 200,
 ) -> Response:
-    form = form or new_run.read_spec(values)
+    form = new_run.read_spec(values)
     choices = new_run.choices_of(session, project)
     parent = _parent(session, project, str(values.get("parent", "")))
-    specs = new_run.specs_of(form, values["also"])
-    if form.data is None and status != 422:  # noqa: PLR2004 - errors show beside the button first
-        specs = []
-    found, refused = new_run.estimates(session, project, specs, settings)
+    specs = new_run.specs_of(session, project, form, values["also"])
+    found, unknown = new_run.estimates(session, project, specs, settings)
+    problems = _problems(form, specs, found, unknown or refused)
     changes = _changes(session, parent, form)
     context = {
         "project": project,
@@ -212,12 +164,37 @@ def _page(
         "choices": choices,
         "hints": _hints(choices, values),
         "estimate": found[0] if found else None,
-        "blocked": refused or _blocked(specs, found) or _unread(form),
-        "warnings": _warnings(specs, found),
+        "problems": problems,
+        "warnings": list(dict.fromkeys(words for one in found for words in one.warnings)),
         "times": _times(found),
         "submitted": status != 200,  # noqa: PLR2004 - a first look shows no summary of errors
     }
-    return render(request, "runs/new.html", context, block=block, status=status)
+    return render(request, "runs/new.html", context, block="form", status=status)
+
+
+def _problems(
+    form: Form[RunSpec], specs: list[RunSpec], found: list[EstimateOut], refused: str
+) -> list[Reason]:
+    """Return all that keeps the form from being started, and put it at its fields too.
+
+    refused: a sentence of the whole, told where nothing else is.
+    """
+    problems = [Reason(sentence=words, field=name) for name, words in form.errors.items()]
+    if form.message:
+        problems.append(Reason(sentence=form.message))
+    for at, (spec, one) in enumerate(zip(specs, found, strict=False)):
+        if at == 0:
+            problems += one.reasons
+            continue
+        # The fields are the first run's: what keeps another from starting is told beside them.
+        problems += [Reason(sentence=f"“{spec.name}”: {why.sentence}") for why in one.reasons]
+    if refused and not problems:
+        problems.append(Reason(sentence=refused))
+    for problem in problems:
+        if problem.field is not None:
+            form.errors.setdefault(problem.field, problem.sentence)
+    form.message = " ".join(problem.sentence for problem in problems if problem.field is None)
+    return problems
 
 
 def _changes(session: Session, parent: Run | None, form: Form[RunSpec]) -> list[knobs.Change]:
@@ -231,30 +208,6 @@ def _changes(session: Session, parent: Run | None, form: Form[RunSpec]) -> list[
         checkpoint_id=None,
     )
     return run_view.changes_between(session, parent, shadow, spec)
-
-
-def _unread(form: Form[RunSpec]) -> str:
-    """Return what keeps the form from being read, in one sentence."""
-    if form.data is not None:
-        return ""
-    if not form.errors:
-        return form.message
-    name, words = next(iter(form.errors.items()))
-    return f"{LABELS.get(name, name.capitalize())}: {words}"
-
-
-def _blocked(specs: list[RunSpec], found: list[EstimateOut]) -> str:
-    for spec, one in zip(specs, found, strict=True):
-        if one.blocked:
-            beside = f"“{spec.name}”: " if spec is not specs[0] else ""
-            return f"{beside}{one.blocked}"
-    return ""
-
-
-def _warnings(specs: list[RunSpec], found: list[EstimateOut]) -> list[str]:
-    """Return each warning once, whichever run it belongs to."""
-    del specs
-    return list(dict.fromkeys(words for one in found for words in one.warnings))
 
 
 def range_words(seconds: Seconds) -> str:

@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 from app.metrics.formatting import number, size
 from app.runs import queries
 from app.runs.disk import Others
-from app.runs.schemas import Mend
+from app.runs.schemas import Mend, Reason
 from app.runs.subject import Subject, epochs
 from app.settings import Settings
 from app.specs.checkpoint import BAND, compression, verdict_of_cards
@@ -24,14 +24,16 @@ MANY_EPOCHS = 60
 class Findings:
     """Why a run cannot start (with what would mend it), and what to know before it does."""
 
-    blocked: str | None = None
-    mends: list[Mend] = field(default_factory=list)
+    reasons: list[Reason] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
-    def block(self, sentence: str, *mends: Mend) -> None:
-        """Keep the first reason only: mending it may take away the others."""
-        if self.blocked is None:
-            self.blocked, self.mends = sentence, list(mends)
+    def block(self, sentence: str, *mends: Mend, at: str | None = None) -> None:
+        """Add a reason; at: the setting it is about."""
+        self.reasons.append(Reason(sentence=sentence, field=at, mends=list(mends)))
+
+    @property
+    def blocked(self) -> str | None:
+        return " ".join(reason.sentence for reason in self.reasons) or None
 
 
 SEQUENCE_LEVEL = Mend(
@@ -53,9 +55,12 @@ def look(session: Session, subject: Subject, spec: RunSpec, project_id: int) -> 
     _look_at_schedule(found, subject, spec)
     twin = queries.name_in_group(session, project_id, spec.name, spec.group)
     if twin is not None and spec.group is not None:
+        free = queries.free_name(session, project_id, spec.name, spec.group)
         found.block(
             f"Run #{twin.number} of group “{spec.group}” is called “{spec.name}” already, and a "
-            "table could not tell the two apart. Choose another name."
+            "table could not tell the two apart. Choose another name.",
+            Mend(label=f"Call it “{free}”", values={"name": free}),
+            at="name",
         )
     return found
 
@@ -63,27 +68,30 @@ def look(session: Session, subject: Subject, spec: RunSpec, project_id: int) -> 
 def _look_at_rows(found: Findings, subject: Subject, spec: RunSpec) -> None:
     version = subject.version
     if version.state != "frozen":
-        found.block(f"The dataset version is {version.state}: freeze it before a run uses it.")
-    for checkpoint in (subject.student, subject.teacher):
+        sentence = f"The dataset version is {version.state}: freeze it before a run uses it."
+        found.block(sentence, at="dataset_version_id")
+    for at, checkpoint in (("student_id", subject.student), ("teacher_id", subject.teacher)):
         if checkpoint is not None and (checkpoint.state != "ready" or checkpoint.card is None):
             mend = "Wait for its job" if checkpoint.state == "registering" else "Register it again"
-            found.block(f"“{checkpoint.name}” is {checkpoint.state}. {mend}.")
+            found.block(f"“{checkpoint.name}” is {checkpoint.state}. {mend}.", at=at)
     if spec.training.objective.needs_teacher and subject.teacher is None:
         sentence = (
             "An objective with a teacher term needs a teacher: choose one, or set alpha to 0."
         )
-        found.block(sentence, SEQUENCE_LEVEL)
+        found.block(sentence, SEQUENCE_LEVEL, at="teacher_id")
 
 
 def _look_at_weights(found: Findings, subject: Subject, spec: RunSpec) -> None:
     if subject.teacher is not None and subject.teacher.id == subject.student.id:
         found.block(
             "Teacher and student are one checkpoint: it would learn what it does already. Choose "
-            "a smaller student, or make one from the teacher."
+            "a smaller student, or make one from the teacher.",
+            at="student_id",
         )
     depth, top = subject.cards[1].depth, spec.training.trainable.top_layers
     if top is not None and top > depth:
-        found.block(f"The student has {depth} layers: train at most so many, or leave it empty.")
+        sentence = f"The student has {depth} layers: train at most so many, or leave it empty."
+        found.block(sentence, at="top_layers")
 
 
 def _look_at_data(found: Findings, subject: Subject, spec: RunSpec) -> None:
@@ -91,22 +99,25 @@ def _look_at_data(found: Findings, subject: Subject, spec: RunSpec) -> None:
     if funnel is None:
         return
     if not subject.split("train"):
-        found.block("The version has no training conversations. Import it with smaller shares.")
+        sentence = "The version has no training conversations. Import it with smaller shares."
+        found.block(sentence, at="dataset_version_id")
     if spec.training.objective.ce_target == "reference" and not funnel.references:
         found.block(
             "No conversation of this version has a reference, so there is nothing to train labels "
             "only on. Import with a reference column, or train on the logged answers.",
             Mend(label="Train on logged answers", values={"ce_target": "logged"}),
+            at="dataset_version_id",
         )
     wanted = spec.evaluation.split
     if not subject.split(wanted):
         other = next((s for s in ("test", "validation") if subject.split(s)), None)
         mends = [Mend(label=f"Evaluate on {other}", values={"split": other})] if other else []
-        found.block(f"The {wanted} split has no conversations to evaluate on.", *mends)
+        found.block(f"The {wanted} split has no conversations to evaluate on.", *mends, at="split")
     if spec.evaluation.truth == "reference" and not funnel.references:
         found.block(
             "The evaluation asks for references, and no conversation of this version has one.",
             Mend(label="Compare with logged answers", values={"truth": "auto"}),
+            at="truth",
         )
     if not subject.split("validation"):
         found.warnings.append(
@@ -130,7 +141,7 @@ def _look_at_teacher(session: Session, found: Findings, subject: Subject, spec: 
         pair = (
             f"“{subject.student.name}” cannot learn from “{subject.teacher.name}” token by token."
         )
-        found.block(f"{pair} {verdict.sentence}", SEQUENCE_LEVEL)
+        found.block(f"{pair} {verdict.sentence}", SEQUENCE_LEVEL, at="student_id")
     grid = spec.capture.temperatures
     if objective.temperature not in grid:
         shown = ", ".join(f"{t:g}" for t in grid)
@@ -138,6 +149,7 @@ def _look_at_teacher(session: Session, found: Findings, subject: Subject, spec: 
             f"Temperature {objective.temperature:g} is not in the cache's grid ({shown}): its "
             "normaliser is not stored. Take one of these, or add it to the grid.",
             Mend(label="Use temperature 1", values={"temperature": "1"}),
+            at="temperature",
         )
     elif objective.temperature > 1:
         report = cache.report(session, space_of(teacher, spec.capture).address)

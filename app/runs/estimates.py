@@ -45,7 +45,7 @@ def estimate(
     if not ready or (subject.teacher is not None and subject.teacher.card is None):
         return EstimateOut(
             blocked=found.blocked,
-            mends=found.mends,
+            reasons=found.reasons,
             warnings=found.warnings,
             tokens=0,
             tokens_basis="Nothing can be estimated yet.",
@@ -74,7 +74,7 @@ def estimate(
     look_at_disk(found, peak, waiting, settings)
     return EstimateOut(
         blocked=found.blocked,
-        mends=found.mends,
+        reasons=found.reasons,
         warnings=found.warnings,
         tokens=tokens,
         tokens_basis=basis,

@@ -228,6 +228,15 @@ def name_in_group(session: Session, project_id: int, name: str, group: str | Non
     )
 
 
+def free_name(session: Session, project_id: int, stem: str, group: str | None) -> str:
+    """Return the stem, or with the first number that the group has no run of yet."""
+    name, number = stem, 1
+    while name_in_group(session, project_id, name, group) is not None:
+        number += 1
+        name = f"{stem}-{number}"
+    return name
+
+
 def others_waiting_for(session: Session, job_id: int, run_id: int) -> bool:
     """Return whether another run that has not ended needs this job."""
     sharing = select(RunJob.run_id).where(RunJob.job_id == job_id, RunJob.run_id != run_id)

@@ -158,11 +158,20 @@ class Mend(BaseModel):
     values: dict[str, str]
 
 
+class Reason(BaseModel):
+    """Why a run cannot start, and what would mend it."""
+
+    sentence: str
+    field: str | None = None
+    """The setting it is about, by its name in the spec; None: something else."""
+    mends: list[Mend] = Field(default_factory=list)
+
+
 class EstimateOut(BaseModel):
-    """What is known before a run starts; `blocked` is the sentence why it cannot."""
+    """What is known before a run starts; `blocked` says why it cannot: all reasons in a text."""
 
     blocked: str | None
-    mends: list[Mend]
+    reasons: list[Reason]
     warnings: list[str]
     tokens: int
     """Tokens the training reads, padding left out."""

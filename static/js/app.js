@@ -11,6 +11,24 @@ document.addEventListener("htmx:error", (event) => {
   if (!status) toast({ kind: "bad", title: "No answer.", text: "The server cannot be reached. Nothing was changed." });
 });
 
+// A link to a field opens the group the field is folded away in.
+document.addEventListener("click", (event) => {
+  const id = event.target.closest('a[href^="#"]')?.getAttribute("href").slice(1);
+  const field = id && document.getElementById(id);
+  for (let fold = field?.closest("details"); fold; fold = fold.parentElement.closest("details")) fold.open = true;
+  if (field?.matches("input, select, textarea")) {
+    event.preventDefault();
+    field.focus();
+  }
+});
+
+// A form that the server draws anew at every change ([data-drawn]) is morphed, which sets attributes.
+// Boxes and options that a person has touched no longer follow those: what was drawn holds.
+document.addEventListener("htmx:after:swap", () => {
+  for (const box of document.querySelectorAll("[data-drawn] :is([type=checkbox], [type=radio])")) box.checked = box.defaultChecked;
+  for (const option of document.querySelectorAll("[data-drawn] option")) option.selected = option.defaultSelected;
+});
+
 document.addEventListener("click", async (event) => {
   const menu = event.target.closest("[data-menu]");
   if (menu) {

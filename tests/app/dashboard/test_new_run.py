@@ -21,8 +21,8 @@ PARTIAL = {"HX-Request": "true", "HX-Request-Type": "partial"}
 
 def values_of(page: str) -> dict[str, Any]:
     """Return what a browser would send from the form of a page."""
-    form = page[page.index('<form id="run-form"') :]
-    form = form[: form.index("</form>")]
+    start = page.find('<form id="run-form"')
+    form = page[max(start, 0) :].partition("</form>")[0]
     found: dict[str, Any] = {}
     for tag in re.findall(r"<input[^>]*>", form):
         name, value = (re.search(rf'{key}="([^"]*)"', tag) for key in ("name", "value"))
@@ -35,6 +35,14 @@ def values_of(page: str) -> dict[str, Any]:
         chosen = re.search(r'value="([^"]*)" selected', options)
         found[name] = chosen[1] if chosen else ""
     return found
+
+
+def answer_to(pages: TestClient, values: dict[str, Any], **changes: Any) -> str:
+    """Return the form as it answers a change of some values: an address that is the form."""
+    query = {k: v for k, v in values.items() if k not in ("key", "csrf_token")}
+    answer = pages.get(f"{RUNS}/new", params={**query, **changes}, headers=PARTIAL)
+    assert 'id="choices"' in answer.text.partition(">")[0], "the part that is swapped"
+    return answer.text
 
 
 @pytest.fixture
@@ -64,7 +72,7 @@ def test_three_objectives_start_together_at_equal_steps(
     pages: TestClient, values: dict[str, Any]
 ) -> None:
     also = ["sequence_level", "labels_only"]
-    asked = pages.post(f"{RUNS}/new/estimate", data={**values, "also": also}, headers=PARTIAL).text
+    asked = answer_to(pages, values, also=also)
     assert "Start 3 runs" in asked
     answer = pages.post(RUNS, data={**values, "steps": "40", "also": also})
     assert answer.headers["location"] == f"{RUNS}?group=traffic-v1"
@@ -82,7 +90,7 @@ def test_none_starts_where_the_disk_has_no_room_for_all(
     free = alone["disk_peak_bytes"] + 4_800_000  # this run and one more checkpoint
     monkeypatch.setattr("app.runs.advice.shutil.disk_usage", lambda _: SimpleNamespace(free=free))
     also = ["sequence_level", "labels_only"]
-    asked = pages.post(f"{RUNS}/new/estimate", data={**values, "also": also}, headers=PARTIAL).text
+    asked = answer_to(pages, values, also=also)
     assert "“labels-only”: It takes up to" in asked
     assert "the 2 runs before it" in asked
     assert pages.post(RUNS, data={**values, "also": also}).status_code == 422
@@ -98,9 +106,7 @@ def test_none_starts_when_one_cannot(
         bare = made_rows.version(session, project, parts.settings, number=2, references=0)
     values = values_of(pages.get(f"{RUNS}/new").text)
     assert values["dataset_version_id"] == str(bare.id)
-    asked = pages.post(
-        f"{RUNS}/new/estimate", data={**values, "also": ["labels_only"]}, headers=PARTIAL
-    ).text
+    asked = answer_to(pages, values, also=["labels_only"])
     assert "“labels-only”: No conversation of this version has a reference" in asked
     answer = pages.post(RUNS, data={**values, "also": ["labels_only"]})
     assert answer.status_code == 422
@@ -119,17 +125,12 @@ def test_none_starts_when_one_cannot(
 def test_another_kind_fills_what_follows_from_it(
     pages: TestClient, values: dict[str, Any], role: str, shown: str, hidden: str
 ) -> None:
-    asked = {**values, "role": role, "fill": "role"}
-    form = pages.post(f"{RUNS}/new/fill", data=asked, headers=PARTIAL).text
-    assert form.lstrip().startswith('<form id="run-form"')
+    form = answer_to(pages, values, role=role)
     assert shown in form
     assert f'id="{hidden}"' not in form
     filled = values_of(form)
     assert pages.post(RUNS, data=filled).status_code == 303
-    back = pages.post(
-        f"{RUNS}/new/fill", data={**filled, "role": "distilled", "fill": "role"}, headers=PARTIAL
-    ).text
-    assert values_of(back)["alpha"] == "0.7"
+    assert values_of(answer_to(pages, filled, role="distilled"))["alpha"] == "0.7"
 
 
 @pytest.mark.parametrize(("depth", "layers"), [(30, "8"), (8, "")])
@@ -139,8 +140,7 @@ def test_tuning_the_teacher_trains_its_top_layers(
     with parts.sessions.begin() as session:
         teacher = session.get_one(Checkpoint, session.get_one(Project, 1).teacher_id)
         teacher.card = {**(teacher.card or {}), "depth": depth}
-    asked = {**values, "role": "fine_tune", "fill": "role"}
-    filled = values_of(pages.post(f"{RUNS}/new/fill", data=asked, headers=PARTIAL).text)
+    filled = values_of(answer_to(pages, values, role="fine_tune"))
     assert (filled["top_layers"], filled["teacher_id"]) == (layers, "")
     pages.post(RUNS, data=filled)
     run = pages.get("/api/v1/projects/support-router/runs/1").json()
@@ -157,8 +157,8 @@ def test_tuning_the_teacher_trains_its_top_layers(
 def test_a_preset_fills_the_knobs(
     pages: TestClient, values: dict[str, Any], preset: str, steps: str, most: str
 ) -> None:
-    asked = {**values, "steps": "7", "preset": preset, "fill": "preset", "name": "mine"}
-    filled = values_of(pages.post(f"{RUNS}/new/fill", data=asked, headers=PARTIAL).text)
+    typed = {**values, "steps": "7", "name": "mine", "drawn_preset": ""}
+    filled = values_of(answer_to(pages, typed, preset=preset))
     assert (filled["steps"], filled["max_train_conversations"]) == (steps, most)
     assert filled["name"] == "mine"
 
@@ -197,25 +197,97 @@ def test_a_wrong_value_is_told_at_its_field_and_kept(
     assert f'href="#f-{field}"' in answer.text
     assert f'id="f-{field}-e"' in answer.text
     assert pages.get(f"{RUNS}/1").status_code == 404
-    asked = pages.post(f"{RUNS}/new/estimate", data={**values, field: typed}, headers=PARTIAL).text
+    asked = answer_to(pages, values, **{field: typed})
     assert "disabled" in asked
-    assert words in asked
+    assert f'id="f-{field}-e">{words}' in asked or words in asked.partition(f'id="f-{field}-e"')[2]
+    assert values_of(asked)[field] == typed
+
+
+def at_field(page: str, field: str) -> str:
+    """Return what is told at a field, which must be described by it."""
+    control = re.search(rf'<(?:input|select)[^>]*id="f-{field}"[^>]*>', page)
+    assert control is not None
+    assert f"f-{field}-e" in control[0].partition('aria-describedby="')[2].partition('"')[0]
+    assert 'aria-invalid="true"' in control[0]
+    found = re.search(rf'id="f-{field}-e">([^<]*)<', page)
+    assert found is not None
+    return found[1]
+
+
+def test_all_wrong_values_are_told_at_once(pages: TestClient, values: dict[str, Any]) -> None:
+    wrong = {"steps": "many", "alpha": "1.5", "batch_size": "4", "micro_batch_size": "8"}
+    page = answer_to(pages, values, **wrong)
+    assert at_field(page, "steps") == "Must be a whole number."
+    assert at_field(page, "alpha") == "Must be at most 1."
+    panel = page[page.index('id="blocked"') :]
+    assert '<a href="#f-steps">Steps</a>: Must be a whole number.' in panel
+    assert '<a href="#f-alpha">Alpha</a>: Must be at most 1.' in panel
+    # A rule of two settings is told at one of them, once both can be read.
+    del wrong["steps"], wrong["alpha"]
+    told = at_field(answer_to(pages, values, **wrong), "micro_batch_size")
+    assert told == "Micro_batch_size must be at most batch_size."
+
+
+def test_all_reasons_why_it_cannot_work_are_told_at_once(
+    pages: TestClient, values: dict[str, Any]
+) -> None:
+    pages.post(RUNS, data=values)
+    hot = {**values, "temperature": "3", "top_layers": "999", "key": "another"}
+    for page in (answer_to(pages, hot), pages.post(RUNS, data=hot).text):
+        assert "is not in the cache&#39;s grid" in at_field(page, "temperature")
+        assert "train at most so many" in at_field(page, "top_layers")
+        assert "is called “distilled” already" in at_field(page, "name")
+        assert "Use temperature 1" in page
+        assert "Call it “distilled-2”" in page
+    assert "3 fields need a change." in page
+    mended = values_of(answer_to(pages, values, set='{"name": "distilled-2"}'))
+    assert pages.post(RUNS, data={**mended, "key": "another"}).headers["location"] == f"{RUNS}/2"
+
+
+def test_the_way_back_to_a_started_form_shows_its_choices(
+    pages: TestClient, values: dict[str, Any]
+) -> None:
+    mine = {**values, "steps": "33", "name": "mine", "role": "labels_only"}
+    filled = values_of(answer_to(pages, mine))
+    query = {**filled, "steps": "44", "name": "mine", "also": ["distilled"]}
+    pages.post(RUNS, data={**query, "key": values["key"]})
+    page = pages.get(f"{RUNS}/new", params=query).text
+    shown = values_of(page)
+    assert {k: shown[k] for k in ("steps", "name", "role")} == {
+        "steps": "44", "name": "mine", "role": "labels_only",
+    }  # fmt: skip
+    assert re.search(r'id="also-distilled"[^>]* checked', page)
+    assert "Run #1 of group “traffic-v1” is called “mine” already" in page
+    assert shown["key"] != values["key"]
+
+
+def test_a_kept_page_that_is_sent_with_other_choices_starts_another_run(
+    pages: TestClient, values: dict[str, Any]
+) -> None:
+    pages.post(RUNS, data=values)
+    again = pages.post(RUNS, data={**values, "steps": "40", "name": "shorter"})
+    assert again.headers["location"] == f"{RUNS}/2"
+
+
+def test_three_may_start_together_a_second_time(pages: TestClient, values: dict[str, Any]) -> None:
+    also = ["sequence_level", "labels_only"]
+    pages.post(RUNS, data={**values, "also": also})
+    next_time = values_of(pages.get(f"{RUNS}/new").text)
+    assert 'id="blocked"' not in answer_to(pages, next_time, also=also)
+    assert pages.post(RUNS, data={**next_time, "also": also}).status_code == 303
+    assert "#6 labels-only-2" in pages.get(RUNS).text
 
 
 def test_a_mend_takes_the_reason_away(pages: TestClient, values: dict[str, Any]) -> None:
     hot = {**values, "temperature": "3"}
-    blocked = pages.post(f"{RUNS}/new/estimate", data=hot, headers=PARTIAL).text
-    assert "Use temperature 1" in blocked
+    assert "Use temperature 1" in answer_to(pages, hot)
     assert pages.post(RUNS, data=hot).status_code == 422
-    mended = {**hot, "fill": "mend", "set": '{"temperature": "1"}'}
-    filled = values_of(pages.post(f"{RUNS}/new/fill", data=mended, headers=PARTIAL).text)
+    filled = values_of(answer_to(pages, hot, set='{"temperature": "1"}'))
     assert filled["temperature"] == "1"
-    assert pages.post(RUNS, data=filled).status_code == 303
+    assert pages.post(RUNS, data={**filled, "key": values["key"]}).status_code == 303
     for broken in ("{", "[1]", '{"key": "x", "role": "y"}'):
-        same = pages.post(
-            f"{RUNS}/new/fill", data={**values, "fill": "mend", "set": broken}, headers=PARTIAL
-        )
-        assert values_of(same.text)["key"] == values["key"]
+        same = answer_to(pages, {**values, "name": "other"}, set=broken)
+        assert values_of(same) == values_of(answer_to(pages, {**values, "name": "other"}))
 
 
 def test_other_tokenizers_turn_to_sequence_level(
@@ -225,10 +297,10 @@ def test_other_tokenizers_turn_to_sequence_level(
         project = session.get_one(Project, workshop.project_id)
         other = made_rows.checkpoint(session, project, "llama", tokenizer_fingerprint="f" * 64)
     asked = {**values, "student_id": str(other.id)}
-    blocked = pages.post(f"{RUNS}/new/estimate", data=asked, headers=PARTIAL).text
+    blocked = answer_to(pages, asked)
     assert "“llama” cannot learn from “teacher” token by token." in blocked
-    mend = {**asked, "fill": "mend", "set": '{"kind": "ce", "alpha": "0", "ce_target": "logged"}'}
-    filled = values_of(pages.post(f"{RUNS}/new/fill", data=mend, headers=PARTIAL).text)
+    mend = '{"kind": "ce", "alpha": "0", "ce_target": "logged"}'
+    filled = values_of(answer_to(pages, asked, set=mend))
     assert filled["role"] == "sequence_level"
     assert pages.post(RUNS, data=filled).status_code == 303
 
@@ -248,9 +320,7 @@ def test_a_clone_keeps_every_value_and_marks_changes(pages: TestClient, workshop
     values = values_of(page)
     assert (values["steps"], values["beta1"], values["freeze_embeddings"]) == ("77", "0.8", "true")
     assert values["name"] == "kd-2"
-    changed = pages.post(
-        f"{RUNS}/new/estimate", data={**values, "steps": "99"}, headers=PARTIAL
-    ).text
+    changed = answer_to(pages, values, steps="99")
     assert "<del>77</del>" in changed
     assert "<ins>99</ins>" in changed
     pages.post(RUNS, data={**values, "steps": "99"})

@@ -277,7 +277,9 @@ def test_a_run_that_cannot_work_is_refused_with_the_reason(world: World) -> None
     body = {"training": {"objective": {"temperature": 3}}}
     known = world.post("/estimate", name="kd", dataset="traffic", **body).json()
     assert "Temperature 3 is not in the cache's grid (1, 2, 4)" in known["blocked"]
-    assert known["mends"][0]["values"] == {"temperature": "1"}
+    reason = known["reasons"][0]
+    assert reason["field"] == "temperature"
+    assert reason["mends"][0]["values"] == {"temperature": "1"}
     answer = world.post(name="kd", dataset="traffic", **body)
     assert answer.status_code == 409
     assert answer.json()["message"] == known["blocked"]

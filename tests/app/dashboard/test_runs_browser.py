@@ -10,10 +10,12 @@ from app.db.hooks import take_signals
 from app.events.append import add_points, append
 from app.jobs.models import Job
 from app.jobs.nudge import Broker
+from app.projects.models import Project
 from app.specs.jobs import JobState
 from app.web.deps import Services
 from tests.app.dashboard.conftest import Workshop
-from tests.support.browser import look
+from tests.support import made_rows
+from tests.support.browser import NARROW, look
 
 pytestmark = pytest.mark.browser
 RUNS = "/projects/support-router/runs"
@@ -156,11 +158,13 @@ def test_the_form_answers_what_is_chosen(page: Page) -> None:
     expect(page.locator("#f-name")).to_have_value("labels-only")
     expect(page.locator("#role-labels_only")).to_be_focused()
     page.check("#preset-fast")
-    page.check("#role-distilled")
     expect(page.locator("#f-steps")).to_have_value("20")
+    page.check("#role-distilled")
+    expect(page.locator("#f-temperature")).to_have_value("1")
     start = page.locator("#before button[type=submit]")
     page.fill("#f-temperature", "3")
     expect(page.locator("#blocked")).to_contain_text("is not in the cache's grid")
+    expect(page.locator("#f-temperature")).to_be_focused()
     expect(start).to_be_disabled()
     look(page)
     page.click("text=Use temperature 1")
@@ -173,6 +177,77 @@ def test_the_form_answers_what_is_chosen(page: Page) -> None:
     page.wait_for_url("**/runs?group=*")
     expect(page.locator("[data-row]")).to_have_count(3)
     look(page)
+
+
+@pytest.mark.usefixtures("workshop")
+def test_the_form_keeps_what_is_chosen_and_open(page: Page) -> None:
+    page.goto(f"{RUNS}/new")
+    fold = page.locator("#fold-schedule")
+    fold.locator("summary").click()
+    page.fill("#f-steps", "many")
+    page.fill("#f-batch_size", "0")
+    expect(page.locator("#f-steps-e")).to_have_text("Must be a whole number.")
+    expect(page.locator("#f-batch_size-e")).to_have_text("Must be at least 1.")
+    expect(fold).to_have_attribute("open", "")
+    fold.locator("summary").click()
+    page.click("#blocked a[href='#f-batch_size']")
+    expect(page.locator("#f-batch_size")).to_be_focused()
+    expect(fold).to_have_attribute("open", "")
+    page.check("#preset-thorough")
+    expect(page.locator("#f-steps")).to_have_value("400")
+    page.check("#role-labels_only")
+    expect(page.locator("#f-name")).to_have_value("labels-only")
+    expect(page.locator("#also-distilled")).to_be_visible()
+    expect(fold).to_have_attribute("open", "")
+    page.check("#also-distilled")
+    page.locator("#fold-evaluation summary").click()
+    page.select_option("#f-split", "validation")
+    expect(page.locator("#before button[type=submit]")).to_have_text("Start 2 runs")
+    page.wait_for_url("**split=validation**")
+    page.reload()
+    expect(page.locator("#role-labels_only")).to_be_checked()
+    expect(page.locator("#preset-thorough")).to_be_checked()
+    expect(page.locator("#also-distilled")).to_be_checked()
+    page.fill("#f-name", "mine")
+    page.wait_for_url("**name=mine**")
+    page.click("#before button[type=submit]")
+    page.wait_for_url("**/runs?group=*")
+    page.go_back()
+    expect(page.locator("#f-name")).to_have_value("mine")
+    expect(page.locator("#f-split")).to_have_value("validation")
+    expect(page.locator("#also-distilled")).to_be_checked()
+    expect(page.locator("#blocked")).to_contain_text("is called “mine” already")
+    page.click("text=Call it “mine-2”")
+    expect(page.locator("#f-name")).to_have_value("mine-2")
+    look(page)
+    page.set_viewport_size(NARROW)  # type: ignore[arg-type] # a ViewportSize
+    label, words = (page.locator(f"#before .times {tag}").first for tag in ("dt", "dd"))
+    boxes = [part.bounding_box() or {} for part in (label, words)]
+    assert boxes[0]["x"] == boxes[1]["x"], "the estimate is stacked"
+
+
+@pytest.mark.usefixtures("workshop")
+def test_a_mend_moves_what_a_person_has_touched(page: Page, parts: Services) -> None:
+    """Boxes and options that were clicked do not follow the attributes that a morph sets."""
+    with parts.sessions.begin() as session:
+        project = session.get_one(Project, 1)
+        made_rows.checkpoint(session, project, "llama", tokenizer_fingerprint="f" * 64)
+    name, student = page.locator("#f-name"), page.locator("#f-student_id option:checked")
+    page.goto(f"{RUNS}/new")
+    page.check("#role-sequence_level")
+    expect(name).to_have_value("sequence-level")
+    page.check("#role-distilled")
+    expect(name).to_have_value("distilled")
+    page.select_option("#f-student_id", label="llama")
+    page.click("text=Use sequence-level")
+    expect(name).to_have_value("sequence-level")
+    expect(page.locator("#role-sequence_level")).to_be_checked()
+    expect(student).to_have_text("llama")
+    page.select_option("#f-student_id", label="teacher")
+    page.select_option("#f-student_id", label="student")
+    page.check("#role-fine_tune")
+    expect(name).to_have_value("tuned")
+    expect(student).to_have_text("teacher")
 
 
 def test_the_table_filters_while_one_types(page: Page, workshop: Workshop) -> None:

@@ -23,7 +23,6 @@ class Why(str):
 SIGNING_IN = Why("sessions and passwords belong to browsers; programs hold a token")
 FORM = Why("an empty form: its fields are the schema of what it sends")
 PROBE = Why("tells whether the program is up, to whoever asks")
-FILL = Why("fills a form's fields from a preset; a program writes the fields it wants")
 QUESTION = Why("asks a person before something is stopped")
 
 TABLE: dict[str, Why | tuple[str, ...]] = {
@@ -83,12 +82,10 @@ TABLE: dict[str, Why | tuple[str, ...]] = {
     "revoke_token": ("DELETE /tokens/{token_id}",),
     "runs.cancel": (f"POST {P}/runs/{{number}}/cancel",),
     "runs.compare": (f"GET {P}/comparison",),
-    "runs.estimate": (f"POST {P}/runs/estimate",),
     "runs.events": (f"GET {P}/runs/{{number}}/events",),
-    "runs.fill": FILL,
     "runs.index": (f"GET {P}/runs",),
     "runs.log": (f"GET {P}/runs/{{number}}/log",),
-    "runs.new": FORM,
+    "runs.new": (f"POST {P}/runs/estimate",),
     "runs.retry": (f"POST {P}/runs/{{number}}/retry",),
     "runs.show": (f"GET {P}/runs/{{number}}", f"GET {P}/runs/{{number}}/series"),
     "runs.start": (f"POST {P}/runs",),
