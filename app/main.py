@@ -20,6 +20,7 @@ from app.checkpoints import api as checkpoints_api
 from app.checkpoints import routes as checkpoints_routes
 from app.dashboard import api as dashboard_api
 from app.dashboard import (
+    cache_pages,
     checkpoint_pages,
     compare_pages,
     evaluation_pages,
@@ -57,6 +58,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     evaluations_api.router,
     project_pages.router,
     checkpoint_pages.router,
+    cache_pages.router,
     queue_pages.router,
     dashboard_api.router,
     overview_api.router,

@@ -34,11 +34,17 @@ from app.local.urls import settings_with_servers, write_address
 from app.logs import configure_logs
 from app.main import check_bind, create_app
 from app.settings import Settings
+from app.teacher_cache import service as teacher_cache
 
 Port = Annotated[
     int | None, typer.Option("--port", help="Port of the dashboard; else STILLHOUSE_PORT, 8321.")
 ]
-SWEEPS = (leftovers.sweep, checkpoints.drop_stale_tokens, datasets.drop_given_up)
+SWEEPS = (
+    leftovers.sweep,
+    checkpoints.drop_stale_tokens,
+    datasets.drop_given_up,
+    teacher_cache.sweep,
+)
 """What the dispatcher tidies once a minute."""
 
 

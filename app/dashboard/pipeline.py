@@ -94,7 +94,7 @@ def _cache_step(facts: ProjectFacts, cache: CacheCoverage | None, used: int) -> 
         rows = f"{number(cache.rows - cache.missing_rows)} tokens, {size(used)}"
         status = "succeeded" if share == 1 else "todo"
         title = f"{share * 100:.0f}\u00a0% of the data"
-        return Step("cache", "Teacher cache", status, title, rows)
+        return Step("cache", "Teacher cache", status, title, rows, "caches")
     return Step("cache", "Teacher cache", "todo", "empty", "the first run with a teacher fills it")
 
 

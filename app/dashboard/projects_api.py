@@ -8,10 +8,11 @@ from fastapi import APIRouter, Query, Request, Response
 from app.checkpoints import api as checkpoints_api
 from app.checkpoints import queries as checkpoints
 from app.checkpoints import service
-from app.dashboard import home, queries, removal
+from app.dashboard import caches, home, queries, removal
 from app.dashboard.facts import LastVerdict
 from app.dashboard.home import ProjectRow
 from app.dashboard.schemas import (
+    CacheSpaceOut,
     CheckpointDetail,
     NextStepOut,
     OverviewOut,
@@ -24,6 +25,7 @@ from app.evaluations.schemas import DifferenceOut
 from app.projects import api as projects_api
 from app.projects.api import ProjectDep
 from app.security.permissions import Permission
+from app.teacher_cache import service as teacher_cache
 from app.web.deps import SessionDep, SettingsDep, commit_now, require
 from app.web.tables import ListOrder, read_state
 
@@ -85,6 +87,27 @@ def remove_checkpoint(
     files = removal.remove_checkpoint(session, project, checkpoint_id, settings)
     commit_now(request, session)
     service.drop_files(session, files, settings)
+    return Response(status_code=204)
+
+
+@router.get("/projects/{project}/caches", dependencies=READ)
+def list_caches(project: ProjectDep, session: SessionDep) -> list[CacheSpaceOut]:
+    """Return the teacher caches of the project's checkpoints, the largest first."""
+    return [CacheSpaceOut.of(line) for line in caches.lines(session, project)]
+
+
+@router.delete(
+    "/projects/{project}/caches/{address}",
+    status_code=204,
+    dependencies=[require(Permission.WRITE)],
+)
+def remove_cache(
+    request: Request, project: ProjectDep, address: str, session: SessionDep, settings: SettingsDep
+) -> Response:
+    """Remove a teacher cache that no open job uses; what needs it again is captured anew."""
+    caches.remove(session, project, address)
+    commit_now(request, session)
+    teacher_cache.drop_files(session, address, settings)
     return Response(status_code=204)
 
 

@@ -8,11 +8,13 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.checkpoints.schemas import CheckpointAdd, CheckpointOut, RegisterForm
+from app.dashboard.caches import CacheLine
 from app.errors import InvalidInput
 from app.evaluations.schemas import DifferenceOut
 from app.projects.schemas import ProjectCreate, ProjectOut
 from app.runs.schemas import RunOut
 from app.specs.jobs import CancelMode
+from app.specs.teacher import CacheReport, CaptureProfile
 
 SourceKind = Literal["none", "folder", "hub"]
 STUDENT = "student_"
@@ -250,3 +252,50 @@ class CheckpointDetail(CheckpointOut):
     runs: list[RunUseOut]
     used_by: list[str]
     """Everything that forbids to remove it, in words."""
+
+
+class CoveredOut(BaseModel):
+    """How much of a dataset version lies in a cache, as the last capture of it found."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    version_id: int
+    name: str
+    conversations: int
+    cached: int
+
+
+class CacheSpaceOut(BaseModel):
+    """A teacher's rows under one profile: what they take, hold, and who reads them."""
+
+    address: str
+    teacher: str
+    teacher_id: int
+    profile: CaptureProfile
+    shards: int
+    rows: int
+    bytes: int
+    report: CacheReport | None
+    """Of the last capture: captured mass by temperature, entropy, faithfulness."""
+    hit_rate: float | None
+    """Share of the rows that captures asked for that had been scored before."""
+    covered: list[CoveredOut]
+    runs: list[int]
+    used_at: datetime | None
+
+    @classmethod
+    def of(cls, line: CacheLine) -> "CacheSpaceOut":
+        return cls(
+            address=line.address,
+            teacher=line.teacher,
+            teacher_id=line.teacher_id,
+            profile=line.space.profile,
+            shards=line.size.shards,
+            rows=line.size.rows,
+            bytes=line.size.bytes,
+            report=line.report,
+            hit_rate=line.hit_rate,
+            covered=[CoveredOut.model_validate(c) for c in line.covered],
+            runs=[number for number, _ in line.runs],
+            used_at=line.used_at,
+        )

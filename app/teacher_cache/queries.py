@@ -57,15 +57,21 @@ def rendered_size(session: Session, version_id: int, render: RenderSpec) -> Cach
 
 def size(session: Session, address: str | None = None) -> SpaceSize:
     """Return what a space takes on disk; without an address, the whole cache."""
-    statement = select(
-        func.count(),
-        func.coalesce(func.sum(CacheShard.rows), 0),
-        func.coalesce(func.sum(CacheShard.bytes), 0),
+    found = sizes(session, address).values()
+    return SpaceSize(
+        *(sum(getattr(s, part) for s in found) for part in ("shards", "rows", "bytes"))
     )
+
+
+def sizes(session: Session, address: str | None = None) -> dict[str, SpaceSize]:
+    """Return what each space that has shards takes on disk, or one alone."""
+    statement = select(
+        CacheShard.space, func.count(), func.sum(CacheShard.rows), func.sum(CacheShard.bytes)
+    ).group_by(CacheShard.space)
     if address is not None:
         statement = statement.where(CacheShard.space == address)
-    shards, rows, used = session.execute(statement).one()
-    return SpaceSize(int(shards), int(rows), int(used))
+    rows = session.execute(statement)
+    return {name: SpaceSize(int(n), int(total), int(used)) for name, n, total, used in rows}
 
 
 def report(session: Session, address: str) -> CacheReport | None:

@@ -1,8 +1,10 @@
 """The teacher cache as rows: spaces, shards, entries; the first writer of an entry wins."""
 
+import time
 from pathlib import Path
 from typing import Any
 
+import structlog
 from sqlalchemy import delete, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
@@ -14,6 +16,12 @@ from app.specs.jobs import PrecomputeJob
 from app.specs.teacher import CacheReport, CacheSpace, CaptureProfile
 from app.storage.blobs import LocalBlobs
 from app.teacher_cache.models import CacheCoverage, CacheEntry, CacheShard, CacheSpaceRow
+
+FOLDER = "teacher_cache"
+UNNAMED_SECONDS = 86_400
+"""A shard's file that no row names (any more) is kept this long after it was written."""
+
+log = structlog.get_logger()
 
 
 def space_of(teacher: CheckpointCard, profile: CaptureProfile) -> CacheSpace:
@@ -49,7 +57,7 @@ def shards(session: Session, address: str, settings: Settings) -> dict[Path, tup
 
 def add_shard(session: Session, payload: dict[str, Any], *, fence: int, settings: Settings) -> None:
     """Take a finished shard: its file becomes a blob named by its hash, its entries rows."""
-    blob = f"teacher_cache/{payload['space']}/{payload['shard']}"
+    blob = f"{FOLDER}/{payload['space']}/{payload['shard']}"
     # A second name of the file is moved: the child that made it may still read its own.
     link = Path(payload["file"] + ".blob")
     link.unlink(missing_ok=True)
@@ -81,13 +89,38 @@ def add_shard(session: Session, payload: dict[str, Any], *, fence: int, settings
 def forget(session: Session, address: str) -> None:
     """Drop what a space holds and what was measured of it; the next capture starts anew.
 
-    The files stay: a training under way may still read them.
+    The files stay a while: a training under way may still read them.
     """
     for table in (CacheEntry, CacheCoverage, CacheShard):
         session.execute(delete(table).where(table.space == address))
     session.execute(
         update(CacheSpaceRow).where(CacheSpaceRow.address == address).values(report=None)
     )
+
+
+def remove_space(session: Session, address: str) -> None:
+    """Remove a space with all rows; once that is committed, `drop_files` removes its files."""
+    session.execute(delete(CacheSpaceRow).where(CacheSpaceRow.address == address))
+
+
+def drop_files(session: Session, address: str, settings: Settings) -> None:
+    """Remove the files of a removed space; nothing happens where it is there (again)."""
+    if session.get(CacheSpaceRow, address) is None:
+        LocalBlobs(settings.blobs).delete(f"{FOLDER}/{address}")
+
+
+def sweep(session: Session, settings: Settings) -> None:
+    """Remove shard files that no row names, once no training can have them open any more."""
+    root = settings.blobs / FOLDER
+    if not root.is_dir():
+        return
+    known = set(session.scalars(select(CacheShard.blob)))
+    oldest = time.time() - UNNAMED_SECONDS
+    for path in root.glob("*/*"):
+        if str(path.relative_to(settings.blobs)) in known or path.stat().st_mtime > oldest:
+            continue
+        path.unlink(missing_ok=True)
+        log.info("shard_removed", space=path.parent.name, shard=path.name)
 
 
 def drop_shard(session: Session, address: str, sha256: str) -> None:

@@ -31,6 +31,7 @@ PROJECT = (
     NavItem("overview", "Overview", "home", "projects.show"),
     NavItem("data", "Data", "database", "datasets.index"),
     NavItem("checkpoints", "Checkpoints", "scale", "checkpoints.index"),
+    NavItem("caches", "Teacher cache", "archive", "caches.index"),
     NavItem("runs", "Runs", "player-play", "runs.index"),
     NavItem("compare", "Compare", "table", "runs.compare"),
     NavItem("evaluation", "Evaluation", "chart-dots-3", "evaluations.index"),

@@ -241,6 +241,9 @@ class Journey:
         page.wait_for_url("**/evaluations/*")
         expect(page.locator("main")).to_contain_text("KL to teacher")
         self.see("evaluation")
+        self.open("/caches")
+        expect(page.locator("main")).to_contain_text("differ from the live teacher by")
+        self.see("caches")
 
     def home(self) -> None:
         """Back to the project, which says what was found, and the list of projects."""

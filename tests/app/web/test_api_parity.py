@@ -30,6 +30,8 @@ TABLE: dict[str, Why | tuple[str, ...]] = {
     "accounts.setup": SIGNING_IN,
     "accounts.sign_in": SIGNING_IN,
     "change_password": SIGNING_IN,
+    "caches.index": (f"GET {P}/caches",),
+    "caches.remove": (f"DELETE {P}/caches/{{address}}",),
     "checkpoints.cancel": ("POST /jobs/{job_id}/cancel",),
     "checkpoints.estimate": (f"POST {P}/checkpoints/students/estimate",),
     "checkpoints.events": ("GET /jobs/{job_id}/events",),
