@@ -240,7 +240,8 @@ def list_conversations(
 ) -> ConversationListing:
     version = service.get_version(session, project.id, version_id)
     path = service.conversations_path(version, services(request).settings)
-    found = queries.conversation_page(path, wanted, after=after)
+    counts = service.tokens_path(session, version, services(request).settings)
+    found = queries.with_tokens(queries.conversation_page(path, wanted, after=after), counts)
     facets = queries.conversation_facets(path, wanted) if after < 0 else None
     return ConversationListing(**dict(found), facets=facets)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -161,6 +162,15 @@ def teacher_of(session: Session, project: Project) -> Checkpoint | None:
     return session.get(Checkpoint, project.teacher_id) if project.teacher_id is not None else None
 
 
+def teacher_of_version(session: Session, version: DatasetVersion) -> Checkpoint | None:
+    return session.scalar(
+        select(Checkpoint)
+        .join(Project, Project.teacher_id == Checkpoint.id)
+        .join(Dataset, Dataset.project_id == Project.id)
+        .where(Dataset.id == version.dataset_id)
+    )
+
+
 def datasets_of(session: Session, project_id: int) -> list[KnownDataset]:
     """Return the project's datasets, the last one imported first."""
     usable = func.bool_or(DatasetVersion.state.in_(("draft", "frozen")))
@@ -208,6 +218,20 @@ def conversation_page(
             return ConversationPage(lines=lines[:limit], next_after=lines[limit - 1].row)
         start += count
     return ConversationPage(lines=lines, next_after=None)
+
+
+def with_tokens(page: ConversationPage, counts: Path | None) -> ConversationPage:
+    """Return the page with how many tokens each conversation has, where they were counted."""
+    if counts is None or not counts.is_file():
+        return page
+    known = np.load(counts, mmap_mode="r")
+    lines = [
+        line.model_copy(update={"n_tokens": int(known[line.row])})
+        if line.row < len(known) and known[line.row] >= 0
+        else line
+        for line in page.lines
+    ]
+    return page.model_copy(update={"lines": lines})
 
 
 def text_sizes(path: Path, *, sample: int = 200) -> tuple[float, float]:

@@ -290,6 +290,7 @@ class _Panel:
     view: VersionView
     wanted: ConversationFilter
     path: Path
+    tokens: Path | None
     after: int
 
     @property
@@ -313,8 +314,9 @@ class _Panel:
 
     def lists(self) -> dict[str, Any]:
         """Return the page of the list, and the counts of its filters."""
+        lines = queries.conversation_page(self.path, self.wanted, after=self.after)
         return {
-            "lines": queries.conversation_page(self.path, self.wanted, after=self.after),
+            "lines": queries.with_tokens(lines, self.tokens),
             "facets": queries.conversation_facets(self.path, self.wanted),
             "wanted": self.wanted,
         }
@@ -351,12 +353,14 @@ def _panel(
     request: Request,
     project: ProjectDep,
     version: VersionDep,
+    session: SessionDep,
     settings: SettingsDep,
     wanted: Annotated[ConversationFilter, Depends(_wanted)],
     after: Annotated[int, Query(ge=-1)] = -1,
 ) -> _Panel:
     path = service.conversations_path(version.version, settings)
-    return _Panel(request, project, version, wanted, path, after)
+    tokens = service.tokens_path(session, version.version, settings)
+    return _Panel(request, project, version, wanted, path, tokens, after)
 
 
 PanelDep = Annotated[_Panel, Depends(_panel)]

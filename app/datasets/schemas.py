@@ -174,6 +174,8 @@ class ConversationLine(BaseModel):
     n_targets: int
     n_turns: int
     n_chars: int
+    n_tokens: int | None = None
+    """By the teacher's tokenizer; null where it was not counted when the version was frozen."""
     has_reference: bool
     first_user: str
 

@@ -10,6 +10,7 @@ import structlog
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from app.checkpoints.models import Checkpoint
 from app.clock import now
 from app.datasets import queries
 from app.datasets.models import Dataset, DatasetVersion, Upload
@@ -21,6 +22,7 @@ from app.jobs.models import Job
 from app.jobs.service import JobRequest, enqueue, request_cancel, retry
 from app.projects.models import Project
 from app.settings import Settings
+from app.specs.checkpoint import CheckpointCard
 from app.specs.conversation import ImportFunnel, InspectReport
 from app.specs.fingerprint import file_sha256
 from app.specs.jobs import FreezeJob, ImportJob, InspectJob, JobKind
@@ -364,6 +366,23 @@ def conversations_path(version: DatasetVersion, settings: Settings) -> Path:
     if version.conversations_blob is None:
         raise Conflict(f"This version is {version.state}; it has no conversations yet.")
     return LocalBlobs(settings.blobs).path(version.conversations_blob)
+
+
+def tokens_key(version: DatasetVersion, teacher: Checkpoint | None) -> str | None:
+    """Name the file of how many tokens each conversation has for a teacher; None: no such thing.
+
+    Another tokenizer or template counts otherwise: both are part of the name.
+    """
+    if version.conversations_blob is None or teacher is None or teacher.card is None:
+        return None
+    card = CheckpointCard.model_validate(teacher.card)
+    parts = (card.tokenizer_fingerprint[:16], (card.template_fingerprint or "none")[:16])
+    return f"{version.conversations_blob}.tokens-{'-'.join(parts)}.npy"
+
+
+def tokens_path(session: Session, version: DatasetVersion, settings: Settings) -> Path | None:
+    key = tokens_key(version, queries.teacher_of_version(session, version))
+    return LocalBlobs(settings.blobs).path(key) if key is not None else None
 
 
 def rejects_path(version: DatasetVersion, settings: Settings) -> Path:

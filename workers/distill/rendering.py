@@ -122,6 +122,10 @@ class Renderer:
         _, _, ids = self._fit(kept, tools, last=len(kept) - 1, generate=True)
         return np.asarray(ids, dtype=np.int32)
 
+    def length(self, conversation: Conversation) -> int:
+        """Return the tokens of a whole conversation, uncut. Errors: TemplateError."""
+        return len(self.encode(self._text(list(conversation.messages), conversation.tools)))
+
     def encode(self, text: str) -> list[int]:
         """Return the ids of rendered text; special tokens are those the template wrote."""
         try:

@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from sqlalchemy.orm import Session
 
-from app.datasets import service
+from app.datasets import queries, service
 from app.datasets.models import DatasetVersion, Upload
 from app.errors import NotFound
 from app.jobs.lease import Claim
@@ -16,6 +17,8 @@ from app.specs.conversation import ImportFunnel, InspectReport
 from app.specs.fingerprint import file_sha256
 from app.specs.jobs import FreezeJob, ImportJob, InspectJob, JobKind
 from app.storage.blobs import LocalBlobs
+from workers.distill.errors import TemplateError, TokenizerError
+from workers.distill.lengths import token_counts
 from workers.ingest.pipeline import import_files, inspect
 from workers.job.task import BodyContext, Inputs, Task
 from workers.tasks.sets import NoParts
@@ -35,6 +38,9 @@ class ImportInputs(FilesInputs):
 class FreezeInputs(Inputs):
     version_id: int
     path: str
+    teacher: str | None
+    """Folder of the project's teacher when it is ready: its tokenizer counts the tokens."""
+    tokens_key: str | None
 
 
 class InspectTask(NoParts):
@@ -120,17 +126,35 @@ class FreezeTask(NoParts):
         if version is None:
             raise NotFound(f"There is no dataset version {version_id} any more.")
         path = service.conversations_path(version, settings)
-        return FreezeInputs(version_id=version_id, path=str(path.absolute()))
+        teacher = queries.teacher_of_version(session, version)
+        key = service.tokens_key(version, teacher)
+        blob = teacher.blob if teacher is not None and key is not None else None
+        folder = str(LocalBlobs(settings.blobs).path(blob).absolute()) if blob else None
+        return FreezeInputs(
+            version_id=version_id, path=str(path.absolute()), teacher=folder, tokens_key=key
+        )
 
     def run(self, inputs: FreezeInputs, context: BodyContext) -> dict[str, Any]:
         context.callbacks.phase("freeze")
-        return {"sha256": file_sha256(Path(inputs.path))}
+        found = {"sha256": file_sha256(Path(inputs.path))}
+        if inputs.teacher is None:
+            return found
+        context.callbacks.phase("count tokens")
+        try:
+            counts = token_counts(Path(inputs.path), Path(inputs.teacher), context.callbacks)
+        except (TokenizerError, TemplateError) as error:
+            context.callbacks.log(f"The tokens are not counted. {error}", "warning")
+            return found
+        file = context.workdir / "tokens.npy"
+        np.save(file, counts)
+        return found | {"tokens": str(file.absolute()), "tokens_key": inputs.tokens_key}
 
     def apply(
         self, session: Session, held: Claim, result: dict[str, Any], settings: Settings
     ) -> None:
-        del settings
         version_id = FreezeJob.model_validate(held.spec).dataset_version_id
+        if "tokens" in result:
+            LocalBlobs(settings.blobs).put_file(Path(result["tokens"]), result["tokens_key"])
         service.frozen(session, version_id, result["sha256"])
 
 
