@@ -18,8 +18,10 @@ from app.settings import Settings
 from app.specs.checkpoint import CheckpointCard
 from app.specs.conversation import Conversation, ImportFunnel, Message
 from app.specs.dataset_file import to_row
-from app.specs.jobs import JobState
+from app.specs.jobs import JobKind, JobState, PrecomputeJob
+from app.specs.teacher import CacheReport
 from app.storage.blobs import LocalBlobs
+from app.teacher_cache import service as cache
 
 SPLITS = {"train": 60, "validation": 10, "test": 30}
 
@@ -149,6 +151,27 @@ def bring_to(session: Session, job_id: int, state: JobState, **fields: Any) -> J
             job.attempt = max(job.attempt, 1)
             job.started_at = job.started_at or now()
             session.flush()
+    if state == JobState.SUCCEEDED and job.kind == JobKind.PRECOMPUTE:
+        _captured(session, PrecomputeJob.model_validate(job.spec))
     if state.terminal:
         end(session, job, state, **fields)
     return job
+
+
+def _captured(session: Session, job: PrecomputeJob) -> None:
+    """Record that the cache holds all of what a job was to capture."""
+    teacher = session.get_one(Checkpoint, job.teacher_id)
+    space = cache.space_of(CheckpointCard.model_validate(teacher.card), job.profile)
+    cache.open_space(session, space, teacher_id=teacher.id)
+    count = SPLITS["train"] + SPLITS["validation"]
+    report = CacheReport(
+        entries=count,
+        rows=29 * count,
+        missing_entries=0,
+        missing_rows=0,
+        new_entries=count,
+        new_rows=29 * count,
+        bytes=1,
+        seconds=1.0,
+    )
+    cache.captured(session, space.address, job, report)

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 from app.checkpoints.models import Checkpoint
 from app.clock import now
 from app.datasets.models import DatasetVersion
-from app.jobs.service import JobRequest, enqueue
+from app.jobs.service import JobRequest, end, enqueue
 from app.projects.models import Project
 from app.runs import service
 from app.runs.schemas import EstimateOut
@@ -73,7 +73,8 @@ class Bench:
         job = enqueue(self.session, JobRequest(kind=kind, spec=asked, stream="x", title="past"))
         job.spec, job.result = spec, result
         job.started_at = now() - timedelta(seconds=took)
-        made_rows.bring_to(self.session, job.id, JobState.SUCCEEDED)
+        made_rows.bring_to(self.session, job.id, JobState.RUNNING)
+        end(self.session, job, JobState.SUCCEEDED)
 
 
 @pytest.fixture
