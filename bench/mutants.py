@@ -113,6 +113,20 @@ MUTANTS = (
         PROOFS,
     ),
     Mutant(
+        "a damaged shard taken for sound",
+        SHARDS,
+        "    if digest != _name(path):",
+        "    if False:",
+        ("tests/workers/tasks/test_caching.py",),
+    ),
+    Mutant(
+        "a lost shard still counted as cached",
+        "app/teacher_cache/service.py",
+        "CacheCoverage.missing_rows + rows",
+        "CacheCoverage.missing_rows",
+        ("tests/app/dashboard/test_caches.py",),
+    ),
+    Mutant(
         "vanishing rest not recomputed",
         FUSED,
         "_UNDERFLOW = 1e-30",
