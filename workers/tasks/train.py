@@ -76,11 +76,12 @@ class TrainTask:
         read = {s: read_conversations(inputs.conversations, (s,)) for s in ("train", "validation")}
         if inputs.pair is not None:
             require_same_ids(inputs.pair, read["train"], calls)
-        sets = {split: renderer.render_all(found).rendered for split, found in read.items()}
+        training = renderer.render_all(read["train"]).rendered
+        held_out = renderer.render_all(read["validation"]).rendered if read["validation"] else ()
         lookup = ShardLookup([Path(p) for p in inputs.shards], inputs.job.run.capture.temperatures)
         with lookup:
             batches = BatchSource(
-                sets["train"][: spec.max_train_conversations],
+                training[: spec.max_train_conversations],
                 lookup,
                 spec.objective,
                 spec.schedule,
@@ -90,7 +91,6 @@ class TrainTask:
                 gap = f"{batches.missing_entries} conversations have no teacher rows"
                 calls.log(gap, "warning")
             collate, size = Collator(lookup, spec.objective), spec.schedule.batch_size
-            held_out = sets["validation"]
             calls.phase("train")
             result = train(
                 model,
