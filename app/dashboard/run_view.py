@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import yaml
@@ -18,6 +19,7 @@ from app.events.queries import last_event_id, latest
 from app.jobs import queries as jobs
 from app.jobs.models import JobAttempt, JobSnapshot
 from app.jobs.queries import JobLine
+from app.jobs.snapshots import KEPT, left_by
 from app.metrics.comparison import Cell, cell_of
 from app.metrics.formatting import duration, number, tokens
 from app.metrics.registry import METRICS
@@ -254,6 +256,23 @@ def snapshots_of(session: Session, view: RunView) -> Sequence[JobSnapshot]:
     ).all()
 
 
+@dataclass(frozen=True, slots=True)
+class Left:
+    """From where a run that ended goes on when it is tried again, and until when it may."""
+
+    step: int
+    until: datetime
+
+
+def left_of(session: Session, view: RunView) -> Left | None:
+    """Return what the training of an ended run left; None: nothing, or weights were kept."""
+    training = view.phase("train")
+    if view.alive or training is None or training.job.ended_at is None:
+        return None
+    left = left_by(session, training.job.id)
+    return Left(left[0].step, training.job.ended_at + KEPT) if left else None
+
+
 def lines_of(session: Session, view: RunView) -> dict[int, JobLine]:
     return jobs.of_ids(session, [phase.job.id for phase in view.phases])
 
@@ -263,7 +282,15 @@ def detail_of(session: Session, view: RunView, out: RunOut) -> RunDetail:
     seen = last_event_id(session, *queries.streams_of(view))
     attempts = [_attempt_out(attempt) for attempt in attempts_of(session, view)]
     snapshots = [SnapshotOut.model_validate(row) for row in snapshots_of(session, view)]
-    return RunDetail(**dict(out), attempts=attempts, snapshots=snapshots, last_event_id=seen)
+    left = left_of(session, view)
+    return RunDetail(
+        **dict(out),
+        attempts=attempts,
+        snapshots=snapshots,
+        resumes_after=left.step if left else None,
+        snapshots_until=left.until if left else None,
+        last_event_id=seen,
+    )
 
 
 def _attempt_out(attempt: Attempt) -> AttemptOut:
@@ -358,10 +385,11 @@ def live_of(session: Session, project: Project, view: RunView) -> dict[str, Any]
         "objective": objective_words(spec),
         "role_words": ROLE_WORDS[run.role],
         "steps": steps_of(view, lines_of(session, view)),
-        "left": left_words(view),
+        "time_left": left_words(view),
         "stats": stats_of(session, view),
         "attempts": attempts_of(session, view),
         "snapshots": snapshots_of(session, view),
+        "left": left_of(session, view),
         "last_event_id": seen,
         "result": result,
         "metrics": [name for name in order if result and name in result.cells],

@@ -151,7 +151,11 @@ class RunDetail(RunOut):
 
     attempts: list[AttemptOut]
     snapshots: list[SnapshotOut]
-    """The newest of the training; none are left once the run has ended."""
+    """The newest of the training."""
+    resumes_after: int | None
+    """Step after which training goes on when the ended run is tried again; None: it starts anew."""
+    snapshots_until: datetime | None
+    """When the snapshots of an ended run are removed, unless it is tried again or discarded."""
     last_event_id: int
     """Where `events?after=` goes on from what is read here."""
 

@@ -9,7 +9,7 @@ it waits for somebody else.
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from sqlalchemy import delete, event, func, insert, select, text
+from sqlalchemy import delete, event, func, insert, select, text, update
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import Session, SessionTransaction
 
@@ -91,6 +91,15 @@ def add_points(
     )
     for step, values in steps.items():
         append(session, stream, "metric", {"step": step, "values": dict(values)}, job_id=job_id)
+
+
+def move_points(session: Session, job_id: int, to_id: int, step: int) -> None:
+    """Give a job's points up to a step to the job that goes on from there."""
+    session.execute(
+        update(MetricPoint)
+        .where(MetricPoint.job_id == job_id, MetricPoint.step <= step)
+        .values(job_id=to_id)
+    )
 
 
 def drop_points_beyond(session: Session, job_id: int, step: int) -> None:

@@ -1,8 +1,8 @@
 """Collect what dead attempts left: their folders under `home/work`, and workers long gone.
 
-A folder is kept while its attempt holds the job, and while a job that may still resume has a
-snapshot in it. All else is safe to take: an attempt that no longer holds its job is fenced, so
-nothing it wrote there can become visible.
+A folder is kept while its attempt holds the job, and while a job has a snapshot in it from which
+it, or one that tries it again, may go on. All else is safe to take: an attempt that no longer holds
+its job is fenced, so nothing it wrote there can become visible.
 """
 
 import shutil
@@ -16,8 +16,8 @@ from sqlalchemy.orm import Session
 
 from app.jobs.models import Job, JobAttempt, JobLease, JobSnapshot, Worker
 from app.jobs.service import NOW
+from app.jobs.snapshots import resumable
 from app.settings import Settings
-from app.specs.jobs import TERMINAL_STATES
 
 UNKNOWN_SECONDS = 600
 """A folder whose attempt is in no row (its project was deleted) is left alone this long."""
@@ -62,7 +62,7 @@ def _with_snapshots(session: Session, fences: Iterable[int]) -> set[int]:
         session.scalars(
             select(JobSnapshot.fence)
             .join(Job, Job.id == JobSnapshot.job_id)
-            .where(JobSnapshot.fence.in_(fences), Job.state.not_in(TERMINAL_STATES))
+            .where(JobSnapshot.fence.in_(fences), resumable())
         )
     )
 

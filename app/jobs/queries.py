@@ -269,7 +269,7 @@ def _working(job: Job, resumed: int | None) -> str:
     progress = job.progress
     if progress and progress.get("total"):
         parts.append(progress_words(progress))
-    if job.attempt > 1:
+    if job.attempt > 1 or resumed:
         place = f"from {resumed:,}" if resumed else "from the beginning"
         parts.append(f"attempt {job.attempt}, {place}")
     return "; ".join(parts)

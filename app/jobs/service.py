@@ -12,6 +12,7 @@ from app.errors import Conflict, NotFound
 from app.events.append import append
 from app.jobs.endings import unfinished
 from app.jobs.models import Job, JobAttempt, JobDependency, JobLease
+from app.jobs.snapshots import take_over
 from app.specs.base import Spec
 from app.specs.fingerprint import fingerprint
 from app.specs.jobs import QUEUE_OF, CancelMode, JobKind, JobState
@@ -106,11 +107,11 @@ def request_cancel(session: Session, job_id: int, mode: CancelMode) -> Job:
     state = JobState(job.state)
     if state.terminal:
         raise Conflict(f"“{job.title}” has already ended: {state}.")
+    job.cancel_mode = mode
     if state in (JobState.QUEUED, JobState.BLOCKED):
         end(session, job, JobState.CANCELLED)
         return job
     job.cancel_requested_at = session.scalar(select(NOW))
-    job.cancel_mode = mode
     job.state = JobState.CANCELLING
     announce(session, job)
     return job
@@ -171,7 +172,8 @@ def retry(
 ) -> Job:
     """Make a new job of a failed or cancelled one; terminal states never change.
 
-    It waits for what `depends_on` names, not for what the first one waited for.
+    It waits for what `depends_on` names, not for what the first one waited for, and goes on from
+    the newest snapshot that the first one left.
     """
     job = session.scalar(select(Job).where(Job.id == job_id).with_for_update())
     if job is None:
@@ -198,6 +200,7 @@ def retry(
     session.add_all(
         JobDependency(job_id=again.id, depends_on_id=needed) for needed in set(depends_on)
     )
+    take_over(session, job.id, again.id)
     announce(session, again)
     log.info("job_enqueued", job_id=again.id, kind=again.kind, queue=again.queue, parent_id=job.id)
     return again

@@ -15,6 +15,7 @@ from app.errors import Conflict, InvalidInput, NotFound
 from app.jobs import service as jobs_service
 from app.jobs.models import Job
 from app.jobs.service import JobRequest, enqueue, request_cancel
+from app.jobs.snapshots import discard
 from app.projects.models import Project
 from app.runs import estimates, queries
 from app.runs.advice import look
@@ -263,10 +264,14 @@ def get(session: Session, project: Project, number: int) -> RunView:
 def cancel(session: Session, view: RunView, mode: CancelMode) -> None:
     """Stop a run. What waits ends at once; what works is asked to stop, and keeps or discards.
 
-    A teacher cache that another open run waits for goes on; filled shards always stay.
+    A teacher cache that another open run waits for goes on; filled shards always stay. Of a run
+    that has ended, the snapshots it left are discarded.
     """
     if not view.alive:
-        raise Conflict(f"Run #{view.run.number} has already ended: {view.state}.")
+        left = view.phase("train") if mode == "discard" else None
+        if left is None or not discard(session, left.job.id):
+            raise Conflict(f"Run #{view.run.number} has already ended: {view.state}.")
+        return
     # From the last to the first: a dependant that is still blocked ends by its own request.
     for phase in reversed(view.phases):
         job = session.scalar(select(Job).where(Job.id == phase.job.id).with_for_update())
@@ -282,7 +287,8 @@ def cancel(session: Session, view: RunView, mode: CancelMode) -> None:
 def retry(session: Session, view: RunView, *, owner: str) -> list[Job]:
     """Try again what failed or was cancelled, as new jobs in the old order; return them.
 
-    Training starts anew unless its weights were kept: then only what follows is done.
+    Training goes on from its newest snapshot, where one is left. Where its weights were kept, only
+    what follows is done.
     """
     if view.alive:
         raise Conflict(f"Run #{view.run.number} is {view.state}: nothing needs to be tried again.")

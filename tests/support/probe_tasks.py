@@ -65,6 +65,9 @@ class ProbeTask:
                 raise Stopped("A part of it is no result.")
             if calls.should_stop():
                 return {"stopped_at": step, "gpu": os.environ.get("CUDA_VISIBLE_DEVICES")}  # noqa: TID251 - what the supervisor gave
+        if inputs.mode == "fail_late":
+            (context.workdir / "checkpoint").mkdir()
+            raise UserError("The disk is full.")
         return {"stopped_at": None, "started_from": start}
 
     def publish(

@@ -5,7 +5,7 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from app.jobs import lease
 from app.jobs.lease import Claim, Fenced
 from app.jobs.nudge import Broker
 from app.jobs.service import lose
+from app.jobs.snapshots import left_by
 from app.settings import Settings
 from app.specs.base import Spec
 from app.specs.events import ErrorEvent, ResultEvent
@@ -258,14 +259,15 @@ class JobHand:
             lease.guard(session, self.held, self.sup.settings.lease_seconds)
             self.rows.write(session, self.spool)
             lease.fail(session, self.held, error, exit_code=exit_code)
-        self._done(session)
+            left = [Path(row.folder) for row in left_by(session, self.held.job_id)]
+        self._done(session, keep=left)
 
     def _drained(self) -> None:
         with transaction(self.sup.factory) as session:
             lease.guard(session, self.held, self.sup.settings.lease_seconds)
             self.rows.write(session, self.spool)
             lease.release(session, self.held)
-        self._done(session, keep_files=True)
+        self._done(session, keep=(self.workdir,))
 
     def _lost(self, child: Child, code: int) -> None:
         """Handle a child that died without a word: killed from outside, or crashed."""
@@ -281,9 +283,22 @@ class JobHand:
                 backoff=self.sup.settings.backoff_seconds,
             )
         log.warning("child_lost", code=code)
-        self._done(session, keep_files=True)
+        self._done(session, keep=(self.workdir,))
 
-    def _done(self, session: Session, *, keep_files: bool = False) -> None:
+    def _done(self, session: Session, *, keep: Sequence[Path] = ()) -> None:
+        """Tell what was committed, and remove the attempt's files but those to keep."""
         self.sup.broker.send(take_signals(session))
-        if not keep_files:
-            shutil.rmtree(self.workdir, ignore_errors=True)
+        _remove_but(self.workdir, keep)
+
+
+def _remove_but(path: Path, keep: Sequence[Path]) -> None:
+    """Remove a file or folder, except what lies at or below the paths to keep."""
+    if path in keep:
+        return
+    if any(kept.is_relative_to(path) for kept in keep):
+        for part in path.iterdir():
+            _remove_but(part, keep)
+    elif path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

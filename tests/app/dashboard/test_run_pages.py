@@ -1,6 +1,8 @@
 """The pages of runs: every state of one, the table, cancel, try again, the stream."""
 
 from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Any
 
 import pytest
 import yaml
@@ -12,12 +14,13 @@ from app.evaluations import service as evaluations
 from app.evaluations.models import Evaluation
 from app.events.append import add_points, append
 from app.events.queries import events_after, last_event_id
+from app.jobs import lease
 from app.jobs.models import FENCE, Job, JobAttempt, JobSnapshot
 from app.projects.models import Project
 from app.runs import service as runs
 from app.runs.schemas import RunRequest
 from app.specs.evaluation import EvaluationReport, MetricSums
-from app.specs.jobs import JobState
+from app.specs.jobs import JobKind, JobState, Queue
 from app.specs.training import RunSpec
 from app.web.deps import Services
 from tests.app.dashboard.conftest import Workshop
@@ -186,6 +189,61 @@ def test_stop_asks_the_worker_to_keep_or_discard(
         assert "its result stands below" in page
         assert "Evaluate what was kept" not in page
         assert "st-cancelled" in page
+
+
+def test_a_failed_training_goes_on_from_its_snapshot_or_gives_it_up(
+    pages: TestClient, parts: Services, workshop: Workshop
+) -> None:
+    workshop.start()
+    workshop.bring(1, "precompute", JobState.SUCCEEDED)
+    train = workshop.job(1, "train")
+    with parts.sessions.begin() as session:
+        snapshot = JobSnapshot(
+            job_id=train, fence=1, step=1200, folder="x", manifest_sha256="a", value=0.25
+        )
+        session.add(snapshot)
+    workshop.bring(1, "train", JobState.FAILED, error="disk_full", message="The disk is full.")
+
+    def shown() -> Any:
+        return pages.get("/api/v1/projects/support-router/runs/1").json()
+
+    page = pages.get(f"{RUNS}/1").text
+    assert "Training goes on after step 1,200, from a snapshot that is kept until" in page
+    assert 'data-open="discard"' in page
+    ended = datetime.fromisoformat(shown()["jobs"][1]["ended_at"])
+    until = datetime.fromisoformat(shown()["snapshots_until"])
+    assert (shown()["resumes_after"], until - ended) == (1200, timedelta(days=7))
+    assert pages.post(f"{RUNS}/1/cancel", data={"mode": "keep"}).status_code == 409
+    assert pages.post(f"{RUNS}/1/cancel", data={"mode": "discard"}).status_code == 303
+    page = pages.get(f"{RUNS}/1").text
+    assert "Training starts from step 0: no snapshot of it is left." in page
+    assert 'data-open="discard"' not in page
+    assert (shown()["resumes_after"], shown()["snapshots_until"]) == (None, None)
+    assert pages.post(f"{RUNS}/1/cancel", data={"mode": "discard"}).status_code == 409
+
+
+def test_a_training_that_went_on_says_from_which_step(
+    pages: TestClient, parts: Services, workshop: Workshop
+) -> None:
+    workshop.start()
+    workshop.bring(1, "precompute", JobState.SUCCEEDED)
+    train = workshop.job(1, "train")
+    with parts.sessions.begin() as session:
+        row = JobSnapshot(job_id=train, fence=1, step=20, folder="x", manifest_sha256="a")
+        session.add(row)
+        add_points(session, "run:1", job_id=train, fence=1, steps={20: {"train/kd_loss": 0.0786}})
+    workshop.bring(1, "train", JobState.FAILED, error="disk_full", message="The disk is full.")
+    pages.post(f"{RUNS}/1/retry")
+    with parts.sessions.begin() as session:
+        held = lease.claim(session, Queue.GPU, worker="w", host="h", lease_seconds=30)
+        while held is not None and held.kind != JobKind.TRAIN:
+            held = lease.claim(session, Queue.GPU, worker="w", host="h", lease_seconds=30)
+        assert held is not None
+        lease.running(session, held)
+    page = pages.get(f"{RUNS}/1").text
+    assert "attempt 1, from 20" in page
+    assert "went on from step 20" in page
+    assert "0.0786" in page, "the curve goes on"
 
 
 def test_a_stop_that_comes_too_late_or_is_not_read_changes_nothing(

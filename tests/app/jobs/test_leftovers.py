@@ -11,8 +11,9 @@ from sqlalchemy.orm import Session
 from app.jobs import lease, service
 from app.jobs.leftovers import SHARED_SECONDS, UNKNOWN_SECONDS, dead_folders, sweep
 from app.jobs.models import Job, Worker
+from app.jobs.snapshots import discard
 from app.settings import Settings
-from app.specs.events import SnapshotEvent
+from app.specs.events import ErrorEvent, SnapshotEvent
 from app.specs.jobs import FreezeJob, JobKind, JobState, Queue
 
 
@@ -61,6 +62,54 @@ def test_only_what_nobody_reads_again_is_removed(session: Session, settings: Set
     service.end(session, job, JobState.CANCELLED)  # nobody resumes it any more
     sweep(session, settings)
     assert {p.name for p in work.iterdir()} == {str(running.fence)}
+
+
+def test_what_a_failed_job_left_stays_until_another_went_on_from_it(
+    session: Session, settings: Settings
+) -> None:
+    def names() -> set[str]:
+        sweep(session, settings)
+        return {path.name for path in settings.work.iterdir()}
+
+    def snapshot(held: lease.Claim, step: int) -> None:
+        at = str(settings.work / str(held.fence))
+        event = SnapshotEvent(step=step, folder=at, manifest_sha256="0" * 64)
+        lease.add_snapshot(session, held, event)
+
+    first = attempt(session, settings.work)
+    snapshot(first, 2)
+    lease.fail(session, first, ErrorEvent(error="disk_full", message="x"))
+    assert names() == {str(first.fence)}
+    service.retry(session, first.job_id)
+    second = lease.claim(session, Queue.CPU, worker="w", host="h", lease_seconds=30)
+    assert second is not None
+    folder(settings.work, str(second.fence))
+    assert names() == {str(first.fence), str(second.fence)}
+    snapshot(second, 4)
+    snapshot(second, 6)  # with it, none of the first attempt's is among the newest two
+    assert names() == {str(second.fence)}
+    lease.succeed(session, second, {})
+    assert names() == set()
+
+
+def test_what_nobody_tries_again_goes_after_a_week_or_when_it_is_discarded(
+    session: Session, settings: Settings
+) -> None:
+    kept = []
+    for _ in range(2):
+        held = attempt(session, settings.work)
+        at = str(settings.work / str(held.fence))
+        event = SnapshotEvent(step=2, folder=at, manifest_sha256="0" * 64)
+        lease.add_snapshot(session, held, event)
+        lease.fail(session, held, ErrorEvent(error="disk_full", message="x"))
+        kept.append(held)
+    week = text("update jobs set ended_at = ended_at - interval '7 days' where id = :id")
+    session.execute(week, {"id": kept[0].job_id})
+    sweep(session, settings)
+    assert [path.name for path in settings.work.iterdir()] == [str(kept[1].fence)]
+    discard(session, kept[1].job_id)
+    sweep(session, settings)
+    assert list(settings.work.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,9 @@ from app.events.append import add_points
 from app.events.queries import events_after, series
 from app.jobs import lease, service
 from app.jobs.models import Job, JobAttempt, JobSnapshot
+from app.jobs.snapshots import discard, left_by
 from app.specs.events import ErrorEvent, SnapshotEvent
-from app.specs.jobs import FreezeJob, JobKind, JobState, Queue
+from app.specs.jobs import CancelMode, FreezeJob, JobKind, JobState, Queue
 
 BACKOFF = (5.0, 20.0)
 
@@ -208,6 +209,71 @@ def test_retry_makes_a_new_job_with_a_parent(session: Session) -> None:
     lease.fail(session, must_claim(session), ErrorEvent(error="X", message="x"))
     again = service.retry(session, job.id)
     assert (again.parent_id, again.state, again.spec) == (job.id, JobState.QUEUED, job.spec)
+
+
+def trained(session: Session, steps: int = 5) -> lease.Claim:
+    """Return an attempt with points up to `steps` and snapshots of the even ones."""
+    job = service.enqueue(session, request())
+    held = must_claim(session)
+    for step in range(2, steps + 1, 2):
+        event = SnapshotEvent(step=step, folder=f"/{step}", manifest_sha256="0" * 64)
+        lease.add_snapshot(session, held, event)
+    points = {step: {"train/loss": 1.0} for step in range(1, steps + 1)}
+    add_points(session, "version:1", job_id=job.id, fence=held.fence, steps=points)
+    return held
+
+
+def test_a_retry_goes_on_from_what_the_failed_job_left(session: Session) -> None:
+    first = trained(session)
+    lease.fail(session, first, ErrorEvent(error="disk_full", message="x"))
+    again = service.retry(session, first.job_id)
+    assert left_by(session, first.job_id) == []
+    assert [step for step, _ in series(session, [again.id])["train/loss"]] == [1, 2, 3, 4]
+    assert [step for step, _ in series(session, [first.job_id])["train/loss"]] == [5]
+    held = must_claim(session)
+    assert (held.job_id, [step for step, _, _ in held.snapshots]) == (again.id, [4, 2])
+    assert session.get_one(JobAttempt, held.fence).resumed_from_step == 4
+    # It fails as well, and a third one goes on from the newest of both.
+    event = SnapshotEvent(step=6, folder="/6", manifest_sha256="0" * 64)
+    lease.add_snapshot(session, held, event)
+    lease.fail(session, held, ErrorEvent(error="disk_full", message="x"))
+    service.retry(session, again.id)
+    assert [step for step, _, _ in must_claim(session).snapshots] == [6, 4]
+
+
+@pytest.mark.parametrize(
+    ("mode", "error", "left"),
+    [
+        ("keep", "cancelled", True),  # it did not end in time
+        ("discard", "cancelled", False),
+        (None, "out_of_memory", True),
+        (None, "SnapshotError", False),  # none was sound: who tries again starts anew
+    ],
+)
+def test_what_a_job_leaves_depends_on_how_it_ended(
+    session: Session, mode: CancelMode | None, error: str, left: bool
+) -> None:
+    held = trained(session)
+    if mode is not None:
+        service.request_cancel(session, held.job_id, mode)
+    lease.fail(session, held, ErrorEvent(error=error, message="x"))
+    assert bool(left_by(session, held.job_id)) is left
+    again = service.retry(session, held.job_id)
+    assert bool(must_claim(session).snapshots) is left
+    assert bool(series(session, [again.id])) is left
+
+
+def test_what_became_a_result_or_was_stopped_in_the_queue_is_left_or_not(session: Session) -> None:
+    held = trained(session)
+    service.request_cancel(session, held.job_id, "keep")
+    lease.succeed(session, held, {"folder": "x"})
+    assert left_by(session, held.job_id) == []
+    waits = trained(session)
+    lease.release(session, waits)
+    service.request_cancel(session, waits.job_id, "keep")
+    assert [row.step for row in left_by(session, waits.job_id)] == [4, 2]
+    assert discard(session, waits.job_id)
+    assert not discard(session, waits.job_id)
 
 
 def test_concurrent_claims_take_each_job_once(own_database: str) -> None:

@@ -138,6 +138,27 @@ def test_a_named_failure_is_shown_and_not_retried(factory: Factory, settings: Se
     assert job.error_message == "The learning rate is not a number."
 
 
+def test_a_failed_job_leaves_its_snapshots_alone_and_the_next_one_goes_on(
+    factory: Factory, settings: Settings
+) -> None:
+    job_id = enqueue(factory, steps=5, mode="fail_late")
+    task = ProbeTask()
+    supervisor(factory, settings, task).run_next()
+    job = job_of(factory, job_id)
+    assert (job.state, job.error_message) == (JobState.FAILED, "The disk is full.")
+    [folder] = settings.work.iterdir()
+    assert folder.name == str(job.fence)
+    assert sorted(path.name for path in folder.iterdir()) == ["step-2", "step-4"]
+    with transaction(factory) as session:
+        again = service.retry(session, job_id)
+        counting = text("update jobs set spec = jsonb_set(spec, '{probe,mode}', '\"count\"')")
+        session.execute(counting)
+    supervisor(factory, settings, task).run_next()
+    assert task.applied == [{"stopped_at": None, "started_from": 4}]
+    with transaction(factory) as session:
+        assert [step for step, _ in series(session, [again.id])["train/loss"]] == [1, 2, 3, 4, 5]
+
+
 def test_a_child_killed_from_outside_is_lost_and_gives_up_after_three(
     factory: Factory, settings: Settings
 ) -> None:
