@@ -18,6 +18,15 @@ ARGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--n
 AXE = ROOT / "node_modules" / "axe-core" / "axe.min.js"
 NARROW = {"width": 360, "height": 760}
 WIDE = {"width": 1440, "height": 900}
+PATIENCE = 30
+"""Tenths of a second that a busy machine has to draw a page in its new width."""
+WIDE_PARTS = """() => {
+  const width = document.documentElement.clientWidth;
+  if (document.documentElement.scrollWidth <= width) return [];
+  const wide = [...document.querySelectorAll("main *, header *")]
+    .filter((e) => e.getBoundingClientRect().right > width + 1 && !e.closest(".tw, pre"));
+  return wide.slice(0, 5).map((e) => `${e.tagName}.${e.className} ${e.textContent.trim().slice(0, 40)}`);
+}"""
 
 
 @contextmanager
@@ -67,16 +76,12 @@ def axe(page: Page) -> list[str]:
 
 
 def wider_than_the_window(page: Page) -> list[str]:
-    """Return what makes the page scroll sideways, or nothing."""
-    found: list[str] = page.evaluate(
-        """() => {
-          const width = document.documentElement.clientWidth;
-          if (document.documentElement.scrollWidth <= width) return [];
-          const wide = [...document.querySelectorAll("main *, header *")]
-            .filter((e) => e.getBoundingClientRect().right > width + 1 && !e.closest(".tw, pre"));
-          return wide.slice(0, 5).map((e) => `${e.tagName}.${e.className} ${e.textContent.trim().slice(0, 40)}`);
-        }"""
-    )
+    """Return what makes the page scroll sideways, or nothing; curves take a moment to shrink."""
+    for _ in range(PATIENCE):
+        found: list[str] = page.evaluate(WIDE_PARTS)
+        if not found:
+            break
+        page.wait_for_timeout(100)
     return found
 
 
