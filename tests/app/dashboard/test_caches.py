@@ -35,7 +35,7 @@ REPORT = CacheReport(
 
 def fill(parts: Services, workshop: Workshop, number: int, report: CacheReport = REPORT) -> str:
     """Carry out the capture of a run: one shard of twenty entries with 100 rows each."""
-    job_id = workshop.job(number, "precompute")
+    job_id = workshop.bring(number, "precompute", JobState.SUCCEEDED)
     with parts.sessions.begin() as session:
         job = PrecomputeJob.model_validate(session.get_one(Job, job_id).spec)
         teacher = session.get_one(Checkpoint, job.teacher_id)
@@ -57,10 +57,9 @@ def fill(parts: Services, workshop: Workshop, number: int, report: CacheReport =
                 )
                 for n in range(20)
             )
-        service.captured(session, space.address, job, report)
+        service.captured(session, space.address, job, REPORT)
         row = session.get_one(Job, job_id)
         row.result = {"address": space.address, "report": report.model_dump(mode="json")}
-    workshop.bring(number, "precompute", JobState.SUCCEEDED)
     return space.address
 
 
