@@ -1,6 +1,6 @@
 """Whether a checkpoint may go: everything that uses it, in words, and its removal."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import func, or_, select
@@ -30,11 +30,13 @@ class Uses:
     jobs: tuple[str, ...]
     """Open jobs that make it or read its files."""
     results: tuple[str, ...]
-    """Runs, evaluations and cached rows, which stay."""
+    """Runs and evaluations, which stay."""
+    cached: tuple[str, ...]
+    """Its rows in the teacher cache."""
 
     @property
     def all(self) -> list[str]:
-        return [*self.roles, *self.jobs, *self.results]
+        return [*self.roles, *self.jobs, *self.results, *self.cached]
 
     @property
     def sentence(self) -> str:
@@ -45,6 +47,7 @@ class Uses:
             (self.roles, "Give that role to another checkpoint first."),
             (self.jobs, "Wait for its jobs, or cancel them."),
             (self.results, "What was made with it can be made again only while it is there."),
+            (self.cached, "Remove its teacher cache first."),
         )
         said = " ".join(mend for found, mend in mends if found)
         return f"It is used by {'; '.join(self.all)}. {said}"
@@ -66,8 +69,8 @@ def uses_of(session: Session, project: Project, row: Checkpoint) -> Uses:
         results=(
             *_named(runs, "runs"),
             *_named(_evaluations(session, row.id), "evaluations"),
-            *_cached(session, row.id),
         ),
+        cached=_cached(session, row.id),
     )
 
 
@@ -102,13 +105,13 @@ def _evaluations(session: Session, checkpoint_id: int) -> list[str]:
     return [f"evaluation {number} (“{name}”)" for number, name in rows]
 
 
-def _cached(session: Session, checkpoint_id: int) -> Iterable[str]:
+def _cached(session: Session, checkpoint_id: int) -> tuple[str, ...]:
     rows = session.scalar(
         select(func.sum(CacheShard.rows))
         .join(CacheSpaceRow, CacheSpaceRow.address == CacheShard.space)
         .where(CacheSpaceRow.teacher_id == checkpoint_id)
     )
-    return [f"{rows:,} rows of the teacher cache"] if rows else []
+    return (f"{rows:,} rows of the teacher cache",) if rows else ()
 
 
 def remove_checkpoint(

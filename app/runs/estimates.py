@@ -26,6 +26,23 @@ def _anchors(session: Session, anchors: Mapping[str, Checkpoint], count: int) ->
     return [PartOut(phase="evaluate", seconds=in_all(parts), basis=basis, of=list(anchors))]
 
 
+def _nothing_yet(found: Findings) -> EstimateOut:
+    """Return what is known of a run whose rows are not ready: why it cannot start."""
+    return EstimateOut(
+        blocked=found.blocked,
+        reasons=found.reasons,
+        warnings=found.warnings,
+        tokens=0,
+        tokens_basis="Nothing can be estimated yet.",
+        epochs=0,
+        cache=None,
+        disk_bytes=0,
+        disk={},
+        seconds=None,
+        parts=[],
+    )
+
+
 def estimate(
     session: Session,
     subject: Subject,
@@ -43,19 +60,7 @@ def estimate(
     """
     ready = subject.student.card is not None and subject.version.conversations_blob is not None
     if not ready or (subject.teacher is not None and subject.teacher.card is None):
-        return EstimateOut(
-            blocked=found.blocked,
-            reasons=found.reasons,
-            warnings=found.warnings,
-            tokens=0,
-            tokens_basis="Nothing can be estimated yet.",
-            epochs=0,
-            cache=None,
-            disk_bytes=0,
-            disk={},
-            seconds=None,
-            parts=[],
-        )
+        return _nothing_yet(found)
     mean, basis = tokens_a_conversation(session, subject.version, spec.training.render, settings)
     schedule = spec.training.schedule
     tokens = round(schedule.steps * schedule.batch_size * mean)

@@ -19,7 +19,7 @@ from app.teacher_cache.models import CacheCoverage, CacheEntry, CacheShard, Cach
 
 FOLDER = "teacher_cache"
 UNNAMED_SECONDS = 86_400
-"""A shard's file that no row names (any more) is kept this long after it was written."""
+"""A shard's file that no row names is left alone this long: its row may be about to be written."""
 
 log = structlog.get_logger()
 
@@ -40,6 +40,15 @@ def open_space(session: Session, space: CacheSpace, *, teacher_id: int) -> None:
     session.execute(
         insert(CacheSpaceRow).values(**row, teacher_id=teacher_id).on_conflict_do_nothing()
     )
+
+
+def shard_paths(session: Session, address: str, settings: Settings) -> list[Path]:
+    """Return the files that hold a space's entries."""
+    blobs = LocalBlobs(settings.blobs)
+    keys = session.scalars(
+        select(CacheShard.blob).where(CacheShard.space == address).order_by(CacheShard.id)
+    )
+    return [blobs.path(key).absolute() for key in keys]
 
 
 def shards(session: Session, address: str, settings: Settings) -> dict[Path, tuple[str, ...]]:
@@ -89,7 +98,7 @@ def add_shard(session: Session, payload: dict[str, Any], *, fence: int, settings
 def forget(session: Session, address: str) -> None:
     """Drop what a space holds and what was measured of it; the next capture starts anew.
 
-    The files stay a while: a training under way may still read them.
+    The files stay until a sweep: a training that has them open reads on.
     """
     for table in (CacheEntry, CacheCoverage, CacheShard):
         session.execute(delete(table).where(table.space == address))
@@ -110,7 +119,7 @@ def drop_files(session: Session, address: str, settings: Settings) -> None:
 
 
 def sweep(session: Session, settings: Settings) -> None:
-    """Remove shard files that no row names, once no training can have them open any more."""
+    """Remove the shard files that no row names; who has one open reads on."""
     root = settings.blobs / FOLDER
     if not root.is_dir():
         return

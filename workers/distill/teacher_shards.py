@@ -257,8 +257,8 @@ class ShardReader:
         self.path = path
         try:
             self._file = path.open("rb")
-        except OSError as error:
-            raise _damaged(path, f"it cannot be read ({error.strerror})") from error
+        except FileNotFoundError as error:
+            raise _damaged(path, "its file is gone") from error
         try:
             self._index = self._read_index()
         except BaseException:
@@ -349,12 +349,15 @@ class ShardLookup:
 
 
 def verify_shard(path: Path) -> None:
-    """Raise CorruptShardError unless the file is there and its SHA-256 is its name."""
+    """Raise CorruptShardError unless the file is there and its SHA-256 is its name.
+
+    A file that cannot be opened for another reason (too many are open) is not damaged: OSError.
+    """
     try:
         with path.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        raise _damaged(path, f"it cannot be read ({error.strerror})") from error
+    except FileNotFoundError as error:
+        raise _damaged(path, "its file is gone") from error
     if digest != _name(path):
         raise _damaged(path, f"its bytes give {digest[:12]}")
 

@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from app.teacher_cache import service
-from workers.distill.callbacks import Callbacks
+from workers.distill.callbacks import Callbacks, Stopped
 from workers.distill.errors import CorruptShardError
 from workers.distill.teacher_shards import verify_shard
 
@@ -18,9 +18,14 @@ Shards = Mapping[str, tuple[str, ...]]
 
 
 def sound(shards: Shards, space: str, calls: Callbacks) -> dict[Path, tuple[str, ...]]:
-    """Return the shards whose bytes are what was written; say which are not, and give them up."""
+    """Return the shards whose bytes are what was written; say which are not, and give them up.
+
+    Errors: Stopped.
+    """
     kept: dict[Path, tuple[str, ...]] = {}
     for number, (name, entries) in enumerate(shards.items(), 1):
+        if calls.should_stop():
+            raise Stopped("The check of the shards was stopped.")
         try:
             verify_shard(Path(name))
         except CorruptShardError as error:

@@ -51,7 +51,7 @@ class TrainTask:
         if job.run.training.objective.needs_teacher and job.run.teacher_id is not None:
             teacher = checkpoint_folder(session, job.run.teacher_id, settings)
             space = cache.space_of(teacher[1], job.run.capture).address
-            shards = list(cache.shards(session, space, settings))
+            shards = cache.shard_paths(session, space, settings)
             pair = pair_of(teacher, (student, student_card))
         return TrainInputs(
             job=job,

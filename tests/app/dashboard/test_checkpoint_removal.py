@@ -137,7 +137,13 @@ def test_what_uses_a_checkpoint_is_named_and_keeps_it(
     ]
     refused = api_client.delete(f"{API}/{teacher}")
     assert refused.status_code == 409
-    for words in (*used_by, "“big” cannot be removed.", "Give that role to another", "cancel them"):
+    said = (
+        "“big” cannot be removed.",
+        "Give that role to another",
+        "cancel them",
+        "teacher cache first",
+    )
+    for words in (*used_by, *said):
         assert words in refused.json()["message"], words
     page = signed_in.get(f"{LIST}/{teacher}").text
     assert "1,900 rows of the teacher cache" in page

@@ -8,7 +8,7 @@ import pytest
 
 from tests.workers.distill.conftest import make_model
 from tests.workers.distill.test_capture import SPACE, TALKS, V
-from workers.distill.callbacks import Silent
+from workers.distill.callbacks import Silent, Stopped
 from workers.distill.capture import capture
 from workers.distill.errors import CorruptShardError
 from workers.distill.teacher_shards import ShardFile
@@ -62,6 +62,30 @@ def test_only_the_damaged_shard_is_made_again(tmp_path: Path, harm: str) -> None
     [again] = fill(tmp_path, held)
     assert again.sha256 == bad.sha256
     assert again.path.read_bytes() == whole
+
+
+def test_what_cannot_be_opened_for_now_is_not_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = fill(tmp_path)
+
+    def too_many(*_: object, **__: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(Path, "open", too_many)
+    told = Told()
+    with pytest.raises(OSError, match="Too many open files"):
+        sound({str(made[0].path): ()}, SPACE.address, told)
+    assert told.published == []
+
+
+def test_the_check_of_many_shards_can_be_stopped(tmp_path: Path) -> None:
+    made = fill(tmp_path)
+    told = Told()
+    told.stop = True
+    with pytest.raises(Stopped):
+        sound({str(shard.path): () for shard in made}, SPACE.address, told)
+    assert told.published == []
 
 
 def test_a_body_that_finds_damage_says_so_and_fails() -> None:
