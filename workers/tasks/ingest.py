@@ -18,7 +18,6 @@ from app.specs.fingerprint import file_sha256
 from app.specs.jobs import FreezeJob, ImportJob, InspectJob, JobKind
 from app.storage.blobs import LocalBlobs
 from workers.distill.errors import TemplateError, TokenizerError
-from workers.distill.lengths import token_counts
 from workers.ingest.pipeline import import_files, inspect
 from workers.job.task import BodyContext, Inputs, Task
 from workers.tasks.sets import NoParts
@@ -139,6 +138,9 @@ class FreezeTask(NoParts):
         found = {"sha256": file_sha256(Path(inputs.path))}
         if inputs.teacher is None:
             return found
+        # Torch comes with it: seconds that no import of a log should wait.
+        from workers.distill.lengths import token_counts  # noqa: PLC0415
+
         context.callbacks.phase("count tokens")
         try:
             counts = token_counts(Path(inputs.path), Path(inputs.teacher), context.callbacks)

@@ -2,7 +2,7 @@
 
 from importlib import import_module
 
-from app.specs.jobs import JobKind
+from app.specs.jobs import QUEUE_OF, JobKind, Queue
 from workers.job.task import Task
 
 MODULES: dict[JobKind, str] = {
@@ -16,6 +16,13 @@ MODULES: dict[JobKind, str] = {
     JobKind.TRAIN: "train",
     JobKind.EVALUATE: "evaluate",
 }
+
+
+def import_tasks(queue: Queue) -> None:
+    """Import the modules of a queue's tasks: before a job is claimed and its lease runs."""
+    for kind, module in MODULES.items():
+        if QUEUE_OF[kind] == queue:
+            import_module(f"workers.tasks.{module}")
 
 
 def task_of(kind: str) -> Task:

@@ -29,7 +29,7 @@ from workers.celery_app import build
 from workers.job.child import PR_SET_PDEATHSIG
 from workers.job.gpu import visible_gpus
 from workers.job.supervisor import Supervisor
-from workers.tasks.registry import task_of
+from workers.tasks.registry import import_tasks, task_of
 
 settings = settings_with_servers()
 app = build(settings.require_redis_url())
@@ -98,6 +98,8 @@ def _supervisor(queue: Queue) -> Supervisor:
 @app.task(name=RUN_NEXT)  # type: ignore[untyped-decorator] # celery has no types
 def run_next(queue: str) -> None:
     """Carry out jobs of a queue until none is left: the message itself names none."""
+    if queue == Queue.GPU:  # all its tasks load torch, which may outlast a lease on a busy machine
+        import_tasks(Queue.GPU)
     supervisor = _supervisor(Queue(queue))
     while not _drain.is_set() and supervisor.run_next():
         pass
