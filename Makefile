@@ -53,8 +53,9 @@ lint: setup
 types: setup
 	$(BIN)/mypy
 
+# Two processes, a module at a time: each starts servers of its own, and two cores are always busy.
 test: lint types chromium
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder
 
 # What the comparisons in bench/ need beside the product: the peers they are measured against.
 bench-setup: $(VENV)/.bench

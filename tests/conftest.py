@@ -72,9 +72,9 @@ def factory(own_database: str) -> Iterator[sessionmaker[Session]]:
     engine.dispose()
 
 
-@pytest.fixture
-def restored_logs() -> Iterator[None]:
-    """Put back what a test changes of logging."""
+@pytest.fixture(autouse=True)
+def _restored_logs() -> Iterator[None]:
+    """Put back what a test changes of logging: a handler left behind writes to a closed stream."""
     config, handlers, level = (
         structlog.get_config(),
         logging.root.handlers[:],

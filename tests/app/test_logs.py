@@ -15,8 +15,6 @@ from app.projects.schemas import ProjectCreate
 from app.specs.checkpoint import HubSource
 from app.web.deps import Services
 
-pytestmark = pytest.mark.usefixtures("restored_logs")
-
 
 def _fail(password: str) -> None:
     raise ValueError(f"a password of {len(password)} characters")

@@ -12,7 +12,6 @@ from tests.support.probe_tasks import ProbeTask
 from tests.workers.job.test_supervisor import enqueue, supervisor
 
 
-@pytest.mark.usefixtures("restored_logs")
 def test_every_record_about_a_job_names_it(
     factory: sessionmaker[Session], settings: Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:
