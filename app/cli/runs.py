@@ -41,17 +41,21 @@ def start(
     wait: Wait = False,
     as_json: Json = False,
 ) -> None:
-    """Start a run: teacher, student and dataset by name, the rest as the run form has it."""
+    """Start a run: teacher, student and dataset by name, the rest as the run form has it.
+
+    Where a setting lists values (`seed: [0, 1, 2]`), every combination is a run.
+    """
     with connected(home) as api:
         body = read_spec(spec)
         slug = lookup.project_slug(api, project)
-        run = api.post_once(f"/projects/{slug}/runs", body, key=uuid4().hex)
+        runs = api.post_once(f"/projects/{slug}/runs/group", body, key=uuid4().hex)
         if wait:
-            run = follow_run(api, slug, run["number"], quiet=as_json)
+            runs = [follow_run(api, slug, run["number"], quiet=as_json) for run in runs]
     if as_json:
-        print_json(run)
+        print_json(runs[0] if len(runs) == 1 else runs)
         return
-    console.print(f"#{run['number']} {run['name']} is {run['state']}.", markup=False)
+    for run in runs:
+        console.print(f"#{run['number']} {run['name']} is {run['state']}.", markup=False)
 
 
 @app.command("list")

@@ -27,6 +27,11 @@ class Knob:
     teacher_only: bool = False
     """Read only where the objective has a teacher term."""
 
+    @property
+    def may_vary(self) -> bool:
+        """Whether runs that start together may differ in it: compared ones share an evaluation."""
+        return self.kind in ("int", "float", "select") and self.group != EVALUATION
+
     def read(self, spec: dict[str, Any]) -> Any:
         """Return the knob's value in a spec as JSON."""
         found: Any = spec

@@ -1,5 +1,6 @@
 """The form of a new run: kinds, presets, values, and what they become."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -12,6 +13,7 @@ from starlette.datastructures import FormData, QueryParams
 from app.checkpoints import queries as checkpoints
 from app.checkpoints.models import Checkpoint
 from app.dashboard import knobs
+from app.dashboard.fan_out import TooMany, fan_out
 from app.datasets import queries as datasets
 from app.datasets.models import DatasetVersion
 from app.errors import AppError
@@ -61,6 +63,8 @@ _OBJECTIVES: dict[RunRole, dict[str, str]] = {
     "labels_only": {"alpha": "0", "ce_target": "reference"},
     "fine_tune": {"alpha": "0", "ce_target": "logged"},
 }
+_BETWEEN = re.compile(r",\s+|[;\s]\s*")
+"""Between the values of a list; a comma alone may be meant as a decimal point, and is refused."""
 _ABOUT = {"schedule": "micro_batch_size", "objective": "alpha"}
 """Where a rule that binds several settings of a part of the spec is told."""
 _STEMS: dict[RunRole, str] = {
@@ -257,34 +261,48 @@ def _context(choices: Choices, values: Mapping[str, str]) -> int:
     return min([usual, *lengths])
 
 
-def read_spec(values: Mapping[str, str]) -> Form[RunSpec]:
-    """Build the spec a form describes; errors carry the names of its fields."""
+def read_specs(values: Mapping[str, str]) -> tuple[Form[RunSpec], list[RunSpec]]:
+    """Build the specs a form describes; the form holds the first and errors by its fields.
+
+    There are several where a setting lists its values, and none where one of them does not hold.
+    """
     form: Form[RunSpec] = Form(values=dict(values))
     tree, errors = _tree(values)
-    role = values.get("role", DISTILLED)
+    try:
+        variants = fan_out(tree)
+    except TooMany as error:
+        variants, errors[""] = [], str(error)
+    specs = [_checked(variant, values.get("role", DISTILLED), errors) for variant in variants]
+    form.errors = {k: v for k, v in errors.items() if k in knobs.BY_NAME or k in FIXED}
+    form.message = next((v for k, v in errors.items() if k not in form.errors), "")
+    found = [] if errors else [spec for spec in specs if spec is not None]
+    form.data = found[0] if found else None
+    return form, found
+
+
+def _checked(tree: dict[str, Any], role: str, errors: dict[str, str]) -> RunSpec | None:
     try:
         spec = RunSpec.model_validate(tree)
-        if role == DISTILLED and not spec.training.objective.needs_teacher:
-            errors["alpha"] = "Must be above 0: without the teacher's weight it is sequence-level."
     except ValidationError as error:
         for place, sentence in field_errors(error.errors(include_url=False)).items():
             name = knobs.BY_PATH.get(tuple(place.split(".")), place.rpartition(".")[2])
             errors.setdefault(_ABOUT.get(name, name), sentence)
-        spec = None
-    form.errors = {k: v for k, v in errors.items() if k in knobs.BY_NAME or k in FIXED}
-    form.message = next((v for k, v in errors.items() if k not in form.errors), "")
-    form.data = spec if not errors else None
-    return form
+        return None
+    if role == DISTILLED and not spec.training.objective.needs_teacher:
+        errors["alpha"] = "Must be above 0: without the teacher's weight it is sequence-level."
+    return spec
 
 
 def _tree(values: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
     """Return the nested values of a spec, and what could not be read."""
     errors: dict[str, str] = {}
     tree: dict[str, Any] = {"training": {"objective": {}, "schedule": {"betas": ["0.9", "0.95"]}}}
+    role = values.get("role", DISTILLED)
     for knob in knobs.KNOBS:
         value = _read(knob, values.get(knob.name, ""), errors)
+        if isinstance(value, list) and knob.may_vary and knob.teacher_only and role != DISTILLED:
+            value = value[0]  # not read: it makes no second run
         _put(tree, knob.path, value)
-    role = values.get("role", DISTILLED)
     objective = tree["training"]["objective"]
     if role != DISTILLED:
         objective |= {"kind": "ce", "alpha": 0}
@@ -318,6 +336,9 @@ def _read(knob: knobs.Knob, text: str, errors: dict[str, str]) -> Any:
         return None if knob.optional else text
     if knob.kind == "grid":
         return [part for part in text.replace(",", " ").split() if part]
+    if knob.may_vary and knob.kind != "select":
+        parts = [part for part in _BETWEEN.split(text) if part]
+        return parts if len(parts) > 1 else text
     return text
 
 
@@ -332,21 +353,18 @@ def _put(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
 
 
 def specs_of(
-    session: Session, project: Project, form: Form[RunSpec], also: Sequence[str]
+    session: Session, project: Project, values: Values, own: Sequence[RunSpec]
 ) -> list[RunSpec]:
-    """Return the form's run and those started beside it, at equal steps, under free names."""
-    if form.data is None:
-        return []
-    values = {k: str(v) for k, v in form.values.items()}
-    specs = [form.data]
-    for role in COMPARED:
-        if role in also and role != form.data.effective_role:
+    """Return the form's own runs and those started beside them, at equal steps, under free names.
+
+    own: what `read_specs` found.
+    """
+    specs = list(own)
+    for role in COMPARED if own else ():
+        if role in values["also"] and role != own[0].effective_role:
             changed = {**values, "role": role, **_OBJECTIVES[role]}
-            group = form.data.group
-            changed["name"] = queries.free_name(session, project.id, _STEMS[role], group)
-            other = read_spec(changed)
-            if other.data is not None:
-                specs.append(other.data)
+            changed["name"] = queries.free_name(session, project.id, _STEMS[role], own[0].group)
+            specs += read_specs(changed)[1]
     return specs
 
 

@@ -2,6 +2,7 @@
 
 import secrets
 from typing import Annotated
+from urllib.parse import urlencode
 
 from fastapi import APIRouter, Depends, Request
 from sqlalchemy.orm import Session
@@ -77,17 +78,18 @@ def start(
     user: CurrentUser,
     values: Annotated[Values, Depends(posted)],
 ) -> Response:
-    form, refused = new_run.read_spec(values), ""
-    if form.data is not None:
+    (_, own), refused = new_run.read_specs(values), ""
+    if own:
         try:
-            started = _start_all(session, project, form, values, user, settings)
+            started = _start_all(session, project, own, values, user, settings)
         except AppError as error:
             session.rollback()
             refused = error.message
         else:
             first = started[0]
-            alone = len(started) == 1 or first.group is None
-            group = f"/projects/{project.slug}/runs?group={first.group}"
+            runs = f"/projects/{project.slug}/runs"
+            group = f"{runs}?{urlencode({'group': first.group})}" if first.group else runs
+            alone = len(started) == 1
             target = address(project, first.number) if alone else group
             return RedirectResponse(target, status_code=303)
     return _page(request, session, project, settings, values, refused=refused, status=422)
@@ -96,19 +98,20 @@ def start(
 def _start_all(
     session: Session,
     project: Project,
-    form: Form[RunSpec],
+    own: list[RunSpec],
     values: Values,
     user: CurrentUser,
     settings: Settings,
 ) -> list[Run]:
-    """Start the form's run and those chosen beside it, or none of them.
+    """Start the form's runs and those chosen beside them, or none of them.
 
     The key is that of the page and of what it says: a page that a browser kept may be sent again
     with other choices, and starts another run then.
     """
     parent = _parent(session, project, values.get("parent", ""))
-    key = f"{values['key']}:{fingerprint(form.data)[:16]}" if values.get("key") else None
-    specs = new_run.specs_of(session, project, form, values["also"])
+    said = [spec.model_dump(mode="json") for spec in own]
+    key = f"{values['key']}:{fingerprint(said)[:16]}" if values.get("key") else None
+    specs = new_run.specs_of(session, project, values, own)
     return [
         evaluations.start_run(
             session,
@@ -118,10 +121,16 @@ def _start_all(
             owner_id=user.user_id,
             settings=settings,
             parent_id=parent.id if parent is not None and at == 0 else None,
-            key=f"{key}:{spec.effective_role}" if key else None,
+            key=f"{key}:{spec.effective_role}:{_place(specs, at)}" if key else None,
         )
         for at, spec in enumerate(specs)
     ]
+
+
+def _place(specs: list[RunSpec], at: int) -> int:
+    """Return which of its kind a run is: the same whatever else starts beside it."""
+    role = specs[at].effective_role
+    return sum(spec.effective_role == role for spec in specs[:at])
 
 
 def _parent(session: Session, project: Project, number: str) -> Run | None:
@@ -138,10 +147,10 @@ def _page(
     refused: str = "",
     status: int = 200,
 ) -> Response:
-    form = new_run.read_spec(values)
+    form, own = new_run.read_specs(values)
     choices = new_run.choices_of(session, project)
     parent = _parent(session, project, str(values.get("parent", "")))
-    specs = new_run.specs_of(session, project, form, values["also"])
+    specs = new_run.specs_of(session, project, values, own)
     found, unknown = new_run.estimates(session, project, specs, settings)
     problems = _problems(form, specs, found, unknown or refused)
     changes = _changes(session, parent, form)
@@ -151,6 +160,7 @@ def _page(
         "nav": "runs",
         "form": form,
         "also": values["also"],
+        "count": len(specs),
         "key": values.get("key") or secrets.token_urlsafe(12),
         "parent": parent,
         "changes": changes,
@@ -187,7 +197,12 @@ def _problems(
             problems += one.reasons
             continue
         # The fields are the first run's: what keeps another from starting is told beside them.
-        problems += [Reason(sentence=f"“{spec.name}”: {why.sentence}") for why in one.reasons]
+        told = {problem.sentence for problem in problems}
+        problems += [
+            Reason(sentence=f"“{spec.name}”: {why.sentence}")
+            for why in one.reasons
+            if not any(words.endswith(why.sentence) for words in told)
+        ]
     if refused and not problems:
         problems.append(Reason(sentence=refused))
     for problem in problems:

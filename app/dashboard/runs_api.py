@@ -1,5 +1,6 @@
 """Runs under /api/v1: starting one also asks for its evaluation, which runs does not know."""
 
+from collections.abc import Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request
@@ -7,14 +8,16 @@ from sqlalchemy.orm import Session
 from sse_starlette import EventSourceResponse
 
 from app.dashboard import run_list, run_view
-from app.dashboard.schemas import RunDetail
+from app.dashboard.schemas import RunDetail, RunsRequest
 from app.evaluations import service as evaluations
 from app.projects.api import ProjectDep
 from app.projects.models import Project
 from app.runs import queries, service
+from app.runs.models import Run
 from app.runs.queries import RunView
 from app.runs.schemas import CancelRequest, EstimateOut, RunLog, RunOut, RunRequest
 from app.security.permissions import Permission
+from app.settings import Settings
 from app.specs.jobs import JobState
 from app.web.deps import CurrentUser, SessionDep, SettingsDep, require, still_signed_in
 from app.web.sse import DESCRIBED, event_stream
@@ -64,17 +67,45 @@ def start_run(
     idempotency_key: Annotated[str | None, Header(max_length=200)] = None,
 ) -> RunOut:
     """Start a run; a second request with the same Idempotency-Key returns the first one's."""
-    spec = service.resolve(session, project, wanted)
-    run = evaluations.start_run(
-        session,
-        project,
-        spec,
-        owner=user.name,
-        owner_id=user.user_id,
-        key=idempotency_key,
-        settings=settings,
-    )
-    return _one(session, project, run.number)
+    runs = _started(session, project, [wanted], user, settings, idempotency_key)
+    return _one(session, project, runs[0].number)
+
+
+@router.post("/group", status_code=201, dependencies=WRITE)
+def start_runs(
+    project: ProjectDep,
+    wanted: RunsRequest,
+    session: SessionDep,
+    user: CurrentUser,
+    settings: SettingsDep,
+    idempotency_key: Annotated[str | None, Header(max_length=180)] = None,
+) -> list[RunOut]:
+    """Start several runs or none: a list, or one run whose settings list values."""
+    runs = _started(session, project, wanted.root, user, settings, idempotency_key)
+    return _shown(session, [service.get(session, project, run.number) for run in runs])
+
+
+def _started(
+    session: Session,
+    project: Project,
+    wanted: Sequence[RunRequest],
+    user: CurrentUser,
+    settings: Settings,
+    key: str | None,
+) -> list[Run]:
+    """Start the runs; the first has the request's key itself, as if it came alone."""
+    return [
+        evaluations.start_run(
+            session,
+            project,
+            service.resolve(session, project, one),
+            owner=user.name,
+            owner_id=user.user_id,
+            key=f"{key}:{at}" if key and at else key,
+            settings=settings,
+        )
+        for at, one in enumerate(wanted)
+    ]
 
 
 @router.post("/estimate", dependencies=READ)

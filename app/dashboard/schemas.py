@@ -5,14 +5,15 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, RootModel, model_validator
 
 from app.checkpoints.schemas import CheckpointAdd, CheckpointOut, RegisterForm
 from app.dashboard.caches import CacheLine
+from app.dashboard.fan_out import MOST_RUNS, fan_out
 from app.errors import InvalidInput
 from app.evaluations.schemas import DifferenceOut
 from app.projects.schemas import ProjectCreate, ProjectOut
-from app.runs.schemas import RunOut
+from app.runs.schemas import RunOut, RunRequest
 from app.specs.jobs import CancelMode
 from app.specs.teacher import CacheReport, CaptureProfile
 
@@ -29,6 +30,23 @@ def fields_begin(prefix: str) -> Iterator[None]:
     except InvalidInput as error:
         fields = {prefix + name: text for name, text in error.fields.items()}
         raise InvalidInput(error.message, fields=fields) from error
+
+
+class RunsRequest(RootModel[list[RunRequest]]):
+    """Several runs: a list of them, or one whose settings list values.
+
+    `{"name": "kd", "training": {"seed": [0, 1, 2]}}` stands for three, named after what varies.
+    """
+
+    root: list[RunRequest] = Field(min_length=1, max_length=MOST_RUNS)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fan_out(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        # Each by itself: an error then names its field as that of one run.
+        return [RunRequest.model_validate(one) for one in fan_out(given)]
 
 
 class NewProject(ProjectCreate):

@@ -75,6 +75,14 @@ def test_a_run_is_started_listed_shown_and_cancelled(
     assert "no run #9" in run("runs", "show", 9, *AT, exit_code=2).stderr
 
 
+def test_lists_of_values_start_every_combination(run: Run, run_json: RunJson, spec: Path) -> None:
+    spec.write_text(SPEC + "  seed: [0, 1]\n")
+    assert [r["name"] for r in run_json("runs", "start", spec, *AT)] == ["kd, seed 0", "kd, seed 1"]
+    spec.write_text(SPEC + "  seed: [0, -1]\n")
+    refused = run("runs", "start", spec, *AT, exit_code=2).stderr
+    assert refused.startswith("training.seed: ")
+
+
 def test_a_run_is_named_by_number_or_name_and_a_lone_project_need_not_be(
     run: Run, run_json: RunJson, spec: Path
 ) -> None:
