@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import files
 from pathlib import Path
 from typing import Any, Literal
@@ -381,6 +381,26 @@ def differences(rows: dict[str, EvaluationRow]) -> dict[str, list[Difference]]:
     return found
 
 
+def over_seeds(every: dict[int, dict[str, EvaluationRow]]) -> Facts:
+    """Return distilled minus each other row as recipes: over seeds and conversations at once."""
+    rows: list[EvaluationRow] = []
+    for seed, rows_of in every.items():
+        for name, found in rows_of.items():
+            if name in STUDENTS:
+                rows.append(replace(found, name=f"{name}, seed {seed}", recipe=name, seed=seed))
+            elif seed == next(iter(every)):
+                rows.append(found)
+    pairs: Facts = {}
+    for other in COMPARED:
+        baseline = None if other == "teacher" else f"{other}, seed {next(iter(every))}"
+        made = compare(rows, deciding_metric="exact_match", tolerance=5.0, baseline=baseline)
+        for d in made.recipes.differences if made.recipes else ():
+            if d.a.startswith("distilled") and d.b.startswith(other) and d.metric in METRICS:
+                found_ = {"value": d.value, "low": d.low, "high": d.high, "verdict": d.verdict}
+                pairs.setdefault(f"distilled - {other}", {})[d.metric] = found_
+    return pairs
+
+
 def summary(bench: Bench, stage: Stage, seeds: Sequence[int]) -> Facts:
     """Run what is missing and return all figures."""
     every = {seed: compare_seed(bench, seed) for seed in seeds}
@@ -412,6 +432,7 @@ def summary(bench: Bench, stage: Stage, seeds: Sequence[int]) -> Facts:
         "compression_total": cards[0].parameters_total / cards[1].parameters_total,
         "rows": rows,
         "differences": found,
+        "over_seeds": over_seeds({seed: rows_of for seed, (rows_of, _) in every.items()}),
         "costs": {str(seed): costs for seed, (_, costs) in every.items()},
         "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
     }
@@ -447,6 +468,12 @@ def table(figures: Facts) -> str:
                     f"{pair:28} {metric:18} seed {e['seed']}: {e['value']:+.4f} "
                     f"[{e['low']:+.4f}, {e['high']:+.4f}] {e['verdict']}"
                 )
+    for pair, metrics in figures["over_seeds"].items():
+        for metric, e in metrics.items():
+            lines.append(
+                f"{pair:28} {metric:18} over seeds: {e['value']:+.4f} "
+                f"[{e['low']:+.4f}, {e['high']:+.4f}] {e['verdict']}"
+            )
     return "\n".join(lines)
 
 

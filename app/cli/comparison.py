@@ -21,6 +21,17 @@ from app.metrics.registry import METRICS
 
 def print_comparison(found: Mapping[str, Any]) -> None:
     """Print the rows with value, interval and n a cell, then the verdicts in words."""
+    _print_table(found)
+    if found.get("recipes"):
+        console.print("\nOver seeds", style="bold")
+        _print_table(found["recipes"])
+    if found.get("sentence"):
+        console.print(found["sentence"], markup=False, highlight=False, style="bold")
+    for warning in found.get("warnings") or ():
+        console.print(warning, markup=False, highlight=False, style="yellow")
+
+
+def _print_table(found: Mapping[str, Any]) -> None:
     names = [m for m in METRICS if any(m in row["cells"] for row in found["rows"])]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     table.add_column("Row")
@@ -37,10 +48,6 @@ def print_comparison(found: Mapping[str, Any]) -> None:
     for difference in found["differences"]:
         if difference["metric"] == found["deciding_metric"]:
             console.print(f"  {_words(difference)}", markup=False, highlight=False)
-    if found.get("sentence"):
-        console.print(found["sentence"], markup=False, highlight=False, style="bold")
-    for warning in found.get("warnings") or ():
-        console.print(warning, markup=False, highlight=False, style="yellow")
 
 
 def _cell(metric: str, cell: Mapping[str, Any] | None) -> str:

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from app.dashboard.compare_charts import POINTS, QUANTITIES, ChartView, Curve, charts_of
 from app.dashboard.compare_settings import COLUMNS, Known, Setting, settings_of
 from app.dashboard.compare_state import CompareState, Order
+from app.dashboard.recipes_view import RecipesView, recipes_view
 from app.evaluations import queries
 from app.evaluations.comparing import Compared, ComparedRow, compare_rows
 from app.events.queries import thin_series
@@ -91,6 +92,7 @@ class ComparePage:
     charts_note: str | None
     addable: list[tuple[str, str]]
     groups: list[str]
+    recipes: RecipesView | None
     csv: Table = field(repr=False)
 
     @property
@@ -201,6 +203,7 @@ def compare_page(session: Session, project: Project, state: CompareState) -> Com
         charts_note=note,
         addable=[(str(r.number), f"#{r.number} {r.name}") for r in evaluated if r.id not in here],
         groups=list(dict.fromkeys(r.group for r in evaluated if r.group)),
+        recipes=recipes_view(work.comparison),
         csv=_csv(work, rows, shown),
     )
 

@@ -16,6 +16,7 @@ from app.projects.models import Project
 from app.projects.service import shown_tolerance
 from app.runs.models import Run
 from app.specs.jobs import JobState
+from app.specs.training import RunSpec
 
 _LONGEST_NUMBER = 10
 
@@ -136,6 +137,11 @@ def _evaluation_rows(
 ) -> list[EvaluationRow]:
     done_ones = [(row, row.evaluation) for row in rows if row.evaluation is not None]
     sums = queries.sums_of(session, [e.id for _, e in done_ones])
+    specs = {
+        row.run.id: RunSpec.model_validate(row.run.spec)
+        for row in rows
+        if row.run is not None and row.state == JobState.SUCCEEDED
+    }
     return [
         EvaluationRow(
             row.name,
@@ -144,8 +150,11 @@ def _evaluation_rows(
             e.dataset_version_id,
             f"{e.set_key}:{e.clusters_sha256}",
             names.get(e.dataset_version_id, ""),
+            recipe=spec.recipe if spec else None,
+            seed=spec.training.seed if spec else None,
         )
         for row, e in done_ones
+        for spec in [specs.get(row.run.id) if row.run else None]
     ]
 
 

@@ -76,6 +76,8 @@ class ComparisonOut(BaseModel):
     warnings: list[str]
     rows: list[ComparedRowOut]
     differences: list[DifferenceOut]
+    recipes: "ComparisonOut | None" = None
+    """Over seeds, of the recipes that were trained with three or more."""
 
 
 class EvaluationOut(BaseModel):

@@ -1,17 +1,19 @@
 """Evaluations side by side: cells with intervals, differences with verdicts, one sentence."""
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from app.metrics.registry import DECIDING, METRICS
 from app.metrics.statistics import (
     ClusterSums,
     Estimate,
+    difference_over_seeds,
     holm,
-    level,
-    paired_difference,
+    level_over_seeds,
+    mean_over_seeds,
     unpaired_difference,
 )
 from app.metrics.verdicts import (
@@ -28,6 +30,13 @@ from app.metrics.verdicts import (
 EvaluationRole = Literal[
     "teacher", "undistilled", "distilled", "labels_only", "sequence_level", "fine_tune"
 ]
+
+
+ENOUGH_SEEDS = 3
+"""Runs of one recipe from which its verdict is about the recipe, no longer about a checkpoint."""
+UNTRAINED = frozenset({"teacher", "undistilled"})
+"""Rows that no seed changes: they are compared with recipes as they are."""
+_SEED_WORDS = re.compile(r",?\s*\bseed \d+\b|\s*#\d+$", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +78,17 @@ class EvaluationRow:
     clusters_key: str
     set_name: str = ""
     """How people call the set, such as “traffic@3”."""
+    recipe: str | None = None
+    """Addresses all settings but the seed; None where there is no training, or not all of it."""
+    seed: int | None = None
+    repeats: dict[str, tuple[ClusterSums, ...]] = field(default_factory=dict)
+    """Of a row that stands for a recipe: each seed's sums; `sums` are their mean."""
+
+    def seeds(self, metric: str) -> tuple[ClusterSums, ...]:
+        return self.repeats.get(metric) or (self.sums[metric],)
 
     def cells(self) -> dict[str, Cell]:
-        return {name: cell_of(name, sums) for name, sums in self.sums.items()}
+        return {name: cell_of(name, *self.seeds(name)) for name in self.sums}
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +103,12 @@ class Comparison:
     warnings: tuple[str, ...]
     sentences: tuple[str, ...]
     """On one run: against the teacher, against the baseline, and what the verdict is about."""
+    recipes: "Comparison | None" = None
+    """Over seeds, where a recipe has enough of them: rows are its mean, teacher and student."""
 
     @property
     def sentence(self) -> str:
-        return " ".join(self.sentences)
+        return " ".join((*self.sentences, *(self.recipes.sentences if self.recipes else ())))
 
     @property
     def teacher(self) -> EvaluationRow | None:
@@ -128,6 +147,7 @@ class Comparison:
                 }
                 for d in self.differences
             ],
+            "recipes": self.recipes.as_json() if self.recipes else None,
         }
 
     def difference(self, a: str, b: str, metric: str) -> Difference | None:
@@ -145,18 +165,20 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def cell_of(name: str, sums: ClusterSums) -> Cell:
-    """Return the value of a metric with its interval."""
-    e = level(sums, proportion=METRICS[name].percent)
+def cell_of(name: str, *seeds: ClusterSums) -> Cell:
+    """Return the value of a metric, of one evaluation or the mean of seeds, with its interval."""
+    e = level_over_seeds(seeds, proportion=METRICS[name].percent)
+    sums = mean_over_seeds(seeds)
     # No metric of an evaluation can be negative; rounding may leave a value just below 0.
     low = e.low if math.isnan(e.low) else min(e.value, max(0.0, e.low))
     return Cell(_finite(e.value), _finite(low), _finite(e.high), sums.n, sums.excluded)
 
 
-def _estimate(metric: str, a: ClusterSums, b: ClusterSums) -> Estimate:
-    if a.paired and b.paired:
-        return paired_difference(a, b, proportion=METRICS[metric].percent)
-    return unpaired_difference(a, b)
+def _estimate(metric: str, a: EvaluationRow, b: EvaluationRow) -> Estimate:
+    if a.sums[metric].paired and b.sums[metric].paired:
+        proportion = METRICS[metric].percent
+        return difference_over_seeds(a.seeds(metric), b.seeds(metric), proportion=proportion)
+    return unpaired_difference(a.sums[metric], b.sums[metric])
 
 
 def _default_baseline(rows: Sequence[EvaluationRow]) -> EvaluationRow | None:
@@ -203,7 +225,7 @@ def _against(
     `near`: how far apart two rows may be in what this metric is read beside.
     """
     pairs = [r for r in rows if r is not other and metric in r.sums]
-    estimates = [_estimate(metric, r.sums[metric], other.sums[metric]) for r in pairs]
+    estimates = [_estimate(metric, r, other) for r in pairs]
     adjusted = holm([1.0 if math.isnan(e.p) else e.p for e in estimates])
     found = []
     for row, e, p in zip(pairs, estimates, adjusted, strict=True):
@@ -274,10 +296,58 @@ def compare(
         if base is not None and base is not teacher and metric in base.sums:
             found += _against(runs, base, metric, tolerance=None, near=near)
     name = base.name if base else None
+    recipes = None
+    over_seeds = _recipes(kept)
+    if over_seeds:
+        recipes = compare(
+            [*(r for r in kept if r.role in UNTRAINED), *over_seeds.values()],
+            deciding_metric=deciding_metric,
+            tolerance=tolerance,
+            baseline=_standing_for(base, over_seeds),
+        )
     text = _headline(runs, found, deciding_metric)
     return Comparison(
-        deciding_metric, tolerance, name, tuple(kept), tuple(found), tuple(warnings), text
+        deciding_metric, tolerance, name, tuple(kept), tuple(found), tuple(warnings), text, recipes
     )
+
+
+def _standing_for(base: EvaluationRow | None, recipes: Mapping[str, EvaluationRow]) -> str | None:
+    """Return the baseline among recipes: that of the chosen run, or what is no run; else any."""
+    if base is not None and base.role in UNTRAINED:
+        return base.name
+    found = recipes.get(base.recipe or "") if base else None
+    return found.name if found else None
+
+
+def _has_paired(row: EvaluationRow, metric: str) -> bool:
+    return metric in row.sums and row.sums[metric].paired
+
+
+def _recipes(rows: Sequence[EvaluationRow]) -> dict[str, EvaluationRow]:
+    """Return a row for each recipe that was trained with enough seeds: the mean of its runs."""
+    runs: dict[str, dict[int, EvaluationRow]] = {}
+    for row in rows:
+        if row.recipe is not None and row.seed is not None:
+            runs.setdefault(row.recipe, {}).setdefault(row.seed, row)
+    found: dict[str, EvaluationRow] = {}
+    for recipe, of_seed in runs.items():
+        members = list(of_seed.values())
+        if len(members) < ENOUGH_SEEDS:
+            continue
+        # Speeds are no part: they are measured apart, on clusters of their own.
+        common = [m for m in members[0].sums if all(_has_paired(other, m) for other in members)]
+        repeats = {m: tuple(member.sums[m] for member in members) for m in common}
+        name = f"{_SEED_WORDS.sub('', members[0].name) or members[0].role} ({len(members)} seeds)"
+        if any(name == other.name for other in found.values()):
+            name = f"{name}, as {members[0].name}"
+        found[recipe] = replace(
+            members[0],
+            name=name,
+            sums={m: mean_over_seeds(sums) for m, sums in repeats.items()},
+            recipe=None,
+            repeats=repeats,
+        )
+    return found
 
 
 def _headline(
@@ -292,4 +362,10 @@ def _headline(
     texts = [d.sentence for d in found if d.a == subject.name and d.metric == deciding_metric]
     if not texts:
         return (f"{subject.name} is not compared: there is no other row.",)
-    return (*texts, "The verdict is about this checkpoint; another seed may differ.")
+    seeds = max((len(sums) for sums in subject.repeats.values()), default=1)
+    about = (
+        "The verdict is about this checkpoint; another seed may differ."
+        if seeds == 1
+        else f"The verdict is about this recipe, over {seeds} seeds and these conversations."
+    )
+    return (*texts, about)

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from app.specs.base import Chosen
 from app.specs.evaluation import EvaluationSpec
+from app.specs.fingerprint import fingerprint
 from app.specs.teacher import CaptureProfile
 
 ObjectiveKind = Literal["forward_kl", "reverse_kl", "jsd", "total_variation", "ce"]
@@ -125,3 +126,10 @@ class RunSpec(Chosen):
         if self.training.objective.ce_target == "reference":
             return "labels_only"
         return "sequence_level"
+
+    @property
+    def recipe(self) -> str:
+        """Return what addresses all that is chosen but the seed: runs of one differ by it alone."""
+        chosen = self.model_dump(mode="json", exclude={"name", "group"})
+        del chosen["training"]["seed"]
+        return fingerprint(chosen)

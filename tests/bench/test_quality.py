@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from app.demo.setting import QUICK, DemoSetting
@@ -57,5 +58,28 @@ def test_every_row_is_measured_and_nothing_is_made_twice(
 
     for maker in ("fit", "generate", "capture", "run_evaluation", "prune", "make_tiny_teacher"):
         monkeypatch.setattr(quality, maker, refuse)
+    assert figures["over_seeds"] == {}, "two seeds show nothing of a recipe"
     again = quality.summary(bench, "validation", [0, 1])
     assert (again["rows"], again["costs"]) == (figures["rows"], figures["costs"])
+
+
+def test_three_seeds_are_told_as_recipes() -> None:
+    def made(name: str, role: quality.EvaluationRole, right: int) -> quality.EvaluationRow:
+        hits = quality.ClusterSums((np.arange(100) < right).astype(float), np.ones(100), 100)
+        return quality.EvaluationRow(name, role, {"exact_match": hits}, 1, "same")
+
+    every = {
+        seed: {
+            "teacher": made("teacher", "teacher", 95),
+            "undistilled": made("undistilled", "undistilled", 0),
+            "distilled": made("distilled", "distilled", 94 + seed),
+            "sequence_level": made("sequence_level", "sequence_level", 95 - seed),
+            "labels_only": made("labels_only", "labels_only", 50 + seed),
+        }
+        for seed in range(3)
+    }
+    found = quality.over_seeds(every)
+    assert set(found) == {f"distilled - {other}" for other in quality.COMPARED}
+    labels = found["distilled - labels_only"]["exact_match"]
+    assert labels["value"] == pytest.approx(0.44)
+    assert (labels["verdict"], labels["low"] > 0.3) == ("better", True)

@@ -59,6 +59,7 @@ class World:
         target: str = "logged",
         group: str | None = "g1",
         version: DatasetVersion | None = None,
+        seed: int = 0,
         **objective: Any,
     ) -> Run:
         kind = "forward_kl" if alpha else "ce"
@@ -66,6 +67,7 @@ class World:
             {
                 "objective": {"kind": kind, "alpha": alpha, "ce_target": target, **objective},
                 "render": {"answer": target},
+                "seed": seed,
             }
         )
         spec = RunSpec(

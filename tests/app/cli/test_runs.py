@@ -110,6 +110,22 @@ def test_comparing_without_a_name_takes_the_project_whose_run_finished_last(
     assert [row["name"] for row in run_json("runs", "compare")["rows"]][-1] == "kd"
 
 
+def test_comparing_seeds_says_what_is_true_of_the_recipe(
+    run: Run, run_json: RunJson, world: World
+) -> None:
+    for seed in range(3):
+        kd = world.start(f"kd, seed {seed}", seed=seed)
+        world.anchors()
+        world.finish(kd, 93 + seed)
+    world.session.commit()
+    found = run_json("runs", "compare", *AT)["recipes"]
+    assert [row["name"] for row in found["rows"]] == ["teacher", "undistilled", "kd (3 seeds)"]
+    assert found["rows"][-1]["cells"]["exact_match"]["value"] == pytest.approx(0.94)
+    told = run("runs", "compare", *AT).stdout
+    assert "Over seeds" in told
+    assert "The verdict is about this recipe, over 3 seeds" in " ".join(told.split())
+
+
 def test_a_spec_that_cannot_work_is_refused_by_its_field(
     run: Run, spec: Path, tmp_path: Path
 ) -> None:

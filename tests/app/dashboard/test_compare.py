@@ -199,6 +199,45 @@ def test_without_the_teacher_nothing_is_said_of_the_tolerance(
     assert rows_of(text) == ["#1 kd"]
 
 
+def test_over_seeds_the_verdict_is_about_the_recipe(world: World, signed_in: TestClient) -> None:
+    for seed, (kd, labels) in enumerate([(95, 60), (94, 58), (96, 63)]):
+        for name, alpha, target, right in (
+            ("kd", 0.7, "logged", kd),
+            ("labels", 0.0, "reference", labels),
+        ):
+            run = world.start(f"{name}, seed {seed}", alpha, target=target, seed=seed)
+            world.anchors()
+            world.finish(run, right)
+    world.session.commit()
+    text = signed_in.get(PAGE).text
+    card = text[text.index('id="seeds-t"') :].partition("</section>")[0]
+    assert "kd (3 seeds) is better than labels (3 seeds)" in text
+    assert "The verdict is about this recipe, over 3 seeds and these conversations." in card
+    assert "another seed may differ" in text, "of the checkpoints above"
+    names = re.findall(r'class="strong">([^<]*)<', card)
+    assert names == ["labels (3 seeds)", "teacher", "undistilled", "kd (3 seeds)"]
+    assert "tokens/s" not in card
+    # One seed that is left out takes the card away.
+    chosen = signed_in.get(PAGE, params={"run": ["1", "2", "3", "4"]}).text
+    assert "Over seeds" not in chosen
+    assert "another seed may differ" in chosen
+
+
+def test_a_run_that_was_stopped_is_no_repeat_of_its_recipe(
+    world: World, signed_in: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = [world.start(f"kd, seed {seed}", seed=seed) for seed in range(3)]
+    world.anchors()
+    for run in runs:
+        world.finish(run, 95)
+    world.session.commit()
+    assert "Over seeds" in signed_in.get(PAGE).text
+    states = {run.id: JobState.SUCCEEDED.value for run in runs}
+    states[runs[1].id] = JobState.CANCELLED.value  # its weights were kept, and evaluated later
+    monkeypatch.setattr("app.evaluations.queries.states_of", lambda *_: states)
+    assert "Over seeds" not in signed_in.get(PAGE).text
+
+
 @pytest.mark.usefixtures("three")
 def test_partial_requests_get_the_block(signed_in: TestClient) -> None:
     text = signed_in.get(PAGE, headers=PARTIAL).text

@@ -37,6 +37,24 @@ def report(parts: Services, tmp_path: Path) -> int:
         return world.of_run(first).id
 
 
+def test_recipes_over_seeds(parts: Services, tmp_path: Path, page: Page) -> None:
+    with parts.sessions.begin() as session:
+        world = World.make(session, parts.settings, tmp_path)
+        for seed, (kd, labels) in enumerate([(95, 60), (94, 58), (96, 63)]):
+            for name, alpha, right in (("kd", 0.7, kd), (LONG, 0.0, labels)):
+                run = world.start(f"{name[:60]}, seed {seed}", alpha, seed=seed)
+                world.anchors()
+                world.finish(run, right)
+    page.goto(f"{HOME}/compare")
+    card = page.get_by_role("region", name="Over seeds")
+    expect(card.locator("tbody tr")).to_have_count(4)
+    look(page)
+    # Another baseline is another one over seeds too.
+    page.get_by_role("link", name="#1 kd, seed 0").focus()
+    page.keyboard.press("b")
+    expect(card.locator("tbody tr").first).to_contain_text("kd (3 seeds)")
+
+
 @pytest.mark.usefixtures("report")
 def test_compare_by_keys_and_links(page: Page) -> None:
     page.goto(f"{HOME}/compare")

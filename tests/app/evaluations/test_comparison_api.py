@@ -59,7 +59,7 @@ def test_no_name_compares_the_last_group_that_has_finished(
     found = get()
     assert set(found) == {
         *("deciding_metric", "tolerance", "baseline", "sentence", "warnings"),
-        *("rows", "differences"),
+        *("rows", "differences", "recipes"),
     }
     assert names(found) == ["teacher", "undistilled", "kd", "labels"]
     assert [row["role"] for row in found["rows"]] == [

@@ -69,7 +69,7 @@ def test_comparison_json_and_words() -> None:
     ]
     c = compare(rows, deciding_metric="exact_match", tolerance=2.0)
     out = json.loads(json.dumps(c.as_json(), allow_nan=False))
-    told = {"tolerance", "baseline", "sentence", "warnings"}
+    told = {"tolerance", "baseline", "sentence", "warnings", "recipes"}
     assert set(out) == {"deciding_metric", "rows", "differences"} | told
     assert (out["tolerance"], out["baseline"], out["sentence"]) == (2.0, "labels", c.sentence)
     assert set(out["rows"][0]) == {"name", "role", "cells"}
@@ -256,3 +256,76 @@ def test_forest_is_inside_its_width() -> None:
     found = bar(scale, -1.0, (-4.0, 0.5), -2.0)
     assert found.low == 2
     assert found.low < found.tolerance < found.value < found.zero < found.high < 130
+
+
+def seeded(name: str, role: str, rights: list[int], *, recipe: str) -> list[EvaluationRow]:
+    return [
+        replace(row(f"{name}, seed {seed}", role, right), recipe=recipe, seed=seed)
+        for seed, right in enumerate(rights)
+    ]
+
+
+def test_the_verdict_is_about_a_recipe_only_from_three_seeds() -> None:
+    anchors = [row("teacher", "teacher", 190), row("undistilled", "undistilled", 5)]
+    labels = seeded("labels-only", "labels_only", [100, 104, 98], recipe="l")
+    distilled = seeded("distilled", "distilled", [186, 188, 187], recipe="d")
+    few = compare(
+        [*anchors, *labels[:2], *distilled[:2]], deciding_metric="exact_match", tolerance=2.0
+    )
+    assert few.recipes is None
+    assert few.sentence.endswith("The verdict is about this checkpoint; another seed may differ.")
+    found = compare([*anchors, *labels, *distilled], deciding_metric="exact_match", tolerance=2.0)
+    recipes = found.recipes
+    assert recipes is not None
+    names = ["teacher", "undistilled", "labels-only (3 seeds)", "distilled (3 seeds)"]
+    assert [r.name for r in recipes.rows] == names
+    assert recipes.baseline == "labels-only (3 seeds)"
+    assert recipes.rows[3].cells()["exact_match"].value == pytest.approx(187 / 200)
+    assert recipes.sentences[-1].startswith("The verdict is about this recipe, over 3 seeds")
+    better = recipes.difference(names[3], names[2], "exact_match")
+    assert better is not None
+    assert (better.verdict, better.n) == ("better", 200)
+    assert found.as_json()["recipes"]["differences"]
+    assert found.sentence.endswith(recipes.sentence)
+
+
+def test_seeds_that_differ_much_show_nothing_of_the_recipe() -> None:
+    labels = seeded("labels-only", "labels_only", [80, 180, 78], recipe="l")
+    distilled = seeded("distilled", "distilled", [186, 188, 187], recipe="d")
+    found = compare([*labels, *distilled], deciding_metric="exact_match", tolerance=2.0)
+    first = found.difference("distilled, seed 0", "labels-only, seed 0", "exact_match")
+    assert first is not None
+    assert first.verdict == "better", "of these two checkpoints it is true"
+    assert found.recipes is not None
+    whole = found.recipes.differences[0]
+    assert (whole.metric, whole.verdict) == ("exact_match", "no evidence")
+
+
+def test_a_seed_counts_once_and_recipes_of_one_name_are_told_apart() -> None:
+    twice = seeded("kd", "distilled", [150, 151, 152], recipe="a")
+    twice.append(replace(twice[0], name="kd, again"))
+    other = seeded("kd", "distilled", [100, 101, 102], recipe="b")
+    other = [replace(r, name=f"{r.name} #{n}") for n, r in enumerate(other)]
+    found = compare([*twice, *other], deciding_metric="exact_match", tolerance=2.0)
+    assert found.recipes is not None
+    names = [r.name for r in found.recipes.rows]
+    assert names == ["kd (3 seeds)", "kd (3 seeds), as kd, seed 0 #0"]
+
+
+def test_a_chosen_baseline_is_its_recipe_where_it_has_one() -> None:
+    rows = [
+        row("undistilled", "undistilled", 5),
+        *seeded("labels-only", "labels_only", [100, 104, 98], recipe="l"),
+        *seeded("distilled", "distilled", [186, 188, 187], recipe="d"),
+        *seeded("once", "sequence_level", [180], recipe="s"),
+    ]
+    by_baseline = {}
+    for name in ("undistilled", "distilled, seed 1", "once, seed 0"):
+        found = compare(rows, deciding_metric="exact_match", tolerance=2.0, baseline=name)
+        assert found.recipes is not None
+        by_baseline[name] = found.recipes.baseline
+    assert by_baseline == {
+        "undistilled": "undistilled",
+        "distilled, seed 1": "distilled (3 seeds)",
+        "once, seed 0": "labels-only (3 seeds)",
+    }

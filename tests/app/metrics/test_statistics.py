@@ -13,8 +13,10 @@ from app.metrics.statistics import (
     ClusterSums,
     Estimate,
     clopper_pearson,
+    difference_over_seeds,
     holm,
     level,
+    level_over_seeds,
     more_needed,
     paired_difference,
     t_quantile,
@@ -263,3 +265,63 @@ def test_few_discordant_pairs_still_cover(groups: int, size: int, loss: float, w
         e = paired_difference(a, b, proportion=True)
         inside += e.low <= win - loss <= e.high
     assert 0.93 <= inside / rounds <= 0.98
+
+
+def crossed(
+    rng: np.random.Generator, seeds: int, items: int, spread: tuple[float, float]
+) -> list[ClusterSums]:
+    """Answers of a recipe: seeds and items each have an effect, and both meet in one answer."""
+    of_seed, of_item = rng.normal(0, spread[0], (seeds, 1)), rng.normal(0, spread[1], items)
+    noise = rng.normal(0, 0.3, (seeds, items))
+    ones = np.ones(items)
+    return [ClusterSums(0.5 + row, ones, items) for row in of_seed + of_item + noise]
+
+
+@pytest.mark.parametrize("seeds", [3, 5])
+@pytest.mark.parametrize("spread", [(0.2, 0.1), (0.02, 0.4), (0.0, 0.0)])
+def test_the_interval_over_seeds_covers(seeds: int, spread: tuple[float, float]) -> None:
+    """Of what another draw of seeds and conversations would give; one seed's covers far less."""
+    rng = np.random.default_rng(5)
+    covered, alone, draws = 0, 0, 600
+    for _ in range(draws):
+        found = crossed(rng, seeds, 80, spread)
+        whole = level_over_seeds(found, proportion=False)
+        first = level(found[0], proportion=False)
+        covered += whole.low <= 0.5 <= whole.high
+        alone += first.low <= 0.5 <= first.high
+    assert 0.93 <= covered / draws <= 1.0
+    if spread[0] > spread[1]:
+        assert alone / draws < 0.6
+
+
+def test_one_seed_each_is_the_paired_difference_and_equal_seeds_add_nothing() -> None:
+    rng = np.random.default_rng(6)
+    [a], [b] = crossed(rng, 1, 50, (0, 0.3)), crossed(rng, 1, 50, (0, 0.3))
+    pair = paired_difference(a, b, proportion=False)
+    assert difference_over_seeds((a,), (b,), proportion=False) == pair
+    repeated = difference_over_seeds((a, a, a), (b,), proportion=False)
+    assert (repeated.value, repeated.low) == pytest.approx((pair.value, pair.low))
+
+
+def test_the_difference_over_seeds_by_hand() -> None:
+    """Variance over conversations of the means, plus s²/k of each recipe; Satterthwaite's df."""
+    ones = np.ones(4)
+    a = [ClusterSums(np.array(v, float), ones, 4) for v in ([1, 2, 3, 4], [2, 3, 4, 7])]
+    b = ClusterSums(np.array([1.0, 1.0, 2.0, 2.0]), ones, 4)
+    difference = np.array([0.5, 1.5, 1.5, 3.5])  # of the means
+    over_items = difference.var(ddof=1) / 4
+    over_seeds = np.var([2.5, 4.0], ddof=1) / 2
+    total = over_items + over_seeds
+    df = total**2 / (over_items**2 / 3 + over_seeds**2 / 1)
+    half = stats.t.ppf(0.975, df) * np.sqrt(total)
+    found = difference_over_seeds(a, [b], proportion=False)
+    assert found.value == pytest.approx(1.75)
+    assert (found.low, found.high) == pytest.approx((1.75 - half, 1.75 + half), rel=1e-9)
+
+
+def test_over_seeds_asks_for_the_same_clusters() -> None:
+    ones = np.ones(3)
+    with pytest.raises(ValueError, match="the same clusters"):
+        difference_over_seeds(
+            [ClusterSums(ones, ones, 3)], [ClusterSums(np.ones(2), np.ones(2), 2)], proportion=True
+        )
