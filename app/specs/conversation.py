@@ -111,6 +111,11 @@ class ImportFunnel(Spec):
     models: dict[str, int] = Field(default_factory=dict)
     splits: dict[str, int] = Field(default_factory=dict)
 
+    @property
+    def branches(self) -> int:
+        """Conversations beside those of the calls: each further choice of a call ends one."""
+        return self.conversations - (self.calls - self.folded)
+
     @model_validator(mode="after")
     def _adds_up(self) -> "ImportFunnel":
         parts = self.calls + self.duplicates + self.joined

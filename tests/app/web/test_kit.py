@@ -91,6 +91,11 @@ def test_funnel_adds_up_on_the_page() -> None:
     html = show("{{ ui.funnel(f) }}", f=funnel)
     for part in ("not json", "Records in all", "6 calls − 2 folded", "4 conversations"):
         assert part in html, part
+    assert "choice" not in html
+    forked = funnel.model_copy(update={"conversations": 5})
+    assert "2 folded into longer ones + 1 further choice = <b>5" in show(
+        "{{ ui.funnel(f) }}", f=forked
+    )
 
 
 def test_hostile_content_stays_text() -> None:
