@@ -20,7 +20,7 @@ from app.teacher_cache import queries, service
 from app.teacher_cache.models import CacheCoverage, CacheSpaceRow
 from app.teacher_cache.queries import SpaceSize
 
-_FINGERPRINT = CacheSpaceRow.spec["weights_fingerprint"].as_string()
+WEIGHTS: ColumnElement[str] = CacheSpaceRow.spec["weights_fingerprint"].as_string()
 _REPORT = Job.result["report"]
 
 
@@ -70,7 +70,7 @@ def lines(session: Session, project: Project) -> list[CacheLine]:
     """
     rows = session.execute(
         select(CacheSpaceRow, func.min(Checkpoint.id))
-        .join(Checkpoint, Checkpoint.weights_fingerprint == _FINGERPRINT)
+        .join(Checkpoint, Checkpoint.weights_fingerprint == WEIGHTS)
         .where(Checkpoint.project_id == project.id)
         .group_by(CacheSpaceRow.address)
     ).all()

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import DateTime, Select, func, or_, select
+from sqlalchemy import ColumnElement, DateTime, Select, func, or_, select
 from sqlalchemy.orm import Session, aliased
 
 from app.accounts.models import User
 from app.checkpoints.models import Checkpoint
 from app.dashboard import queries
+from app.dashboard.caches import WEIGHTS
 from app.dashboard.facts import ProjectFacts, facts_of
 from app.dashboard.next_step import NextStep, next_step
 from app.dashboard.pipeline import Step, pipeline
@@ -210,7 +211,7 @@ def _coverage(session: Session, facts: ProjectFacts) -> CacheCoverage | None:
         select(CacheCoverage)
         .join(CacheSpaceRow, CacheSpaceRow.address == CacheCoverage.space)
         .where(
-            CacheSpaceRow.teacher_id == facts.project.teacher_id,
+            _belongs_to_teacher(facts.project),
             CacheCoverage.dataset_version_id == version,
         )
         .order_by(CacheCoverage.recorded_at.desc())
@@ -223,6 +224,12 @@ def _cache_bytes(session: Session, project: Project) -> int:
     found = session.scalar(
         select(func.coalesce(func.sum(CacheShard.bytes), 0))
         .join(CacheSpaceRow, CacheSpaceRow.address == CacheShard.space)
-        .where(CacheSpaceRow.teacher_id == project.teacher_id)
+        .where(_belongs_to_teacher(project))
     )
     return int(found or 0)
+
+
+def _belongs_to_teacher(project: Project) -> ColumnElement[bool]:
+    """Whether a cache is of the teacher's weights, whichever checkpoint with them filled it."""
+    weights = select(Checkpoint.weights_fingerprint).where(Checkpoint.id == project.teacher_id)
+    return weights.scalar_subquery() == WEIGHTS

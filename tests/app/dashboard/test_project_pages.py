@@ -203,7 +203,7 @@ def test_trouble_is_the_next_action(signed_in: TestClient, parts: Services) -> N
 def test_the_home_shows_verdict_runs_jobs_data_checkpoints_and_cache(
     signed_in: TestClient, parts: Services
 ) -> None:
-    project = make(parts, "evaluated")
+    project, before = make(parts, "evaluated"), make(parts, name="Filled it before")
     with parts.sessions.begin() as session:
         found = session.get(Project, project.id)
         assert found is not None
@@ -213,8 +213,9 @@ def test_the_home_shows_verdict_runs_jobs_data_checkpoints_and_cache(
             session, found, 1, role="labels_only", name="labels", right=100, run_id=labels.id
         )
         seeds.job(session, found, JobState.QUEUED, title=seeds.EVIL)
-        space = CacheSpaceRow(address="a", spec={}, teacher_id=found.teacher_id)
-        session.add(space)
+        other = seeds.checkpoint(session, session.get_one(Project, before.id), "same weights")
+        weights = {"weights_fingerprint": other.weights_fingerprint}
+        session.add(CacheSpaceRow(address="a", spec=weights, teacher_id=other.id))
         session.flush()
         session.add(CacheShard(space="a", sha256="x", blob="x", bytes=3 << 20, rows=900, fence=1))
         session.add(
