@@ -1,6 +1,6 @@
 """Train a run's student; the result becomes a checkpoint of the project."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +10,19 @@ from app.jobs.lease import Claim
 from app.runs import service as runs
 from app.settings import Settings
 from app.specs.checkpoint import CheckpointCard
+from app.specs.conversation import Conversation
 from app.specs.jobs import JobKind, TrainJob
 from app.teacher_cache import service as cache
 from workers.distill.batches import BatchSource, Collator
+from workers.distill.callbacks import Callbacks
 from workers.distill.checkpointing import recorded_snapshots
 from workers.distill.checkpoints import compute_device, load_model, read_card, save_checkpoint
+from workers.distill.errors import NothingToTrainError
 from workers.distill.rendering import Renderer
 from workers.distill.teacher_shards import ShardLookup
 from workers.distill.tokenizers import load_tokenizer, vocabulary_size
 from workers.distill.trainer import train
+from workers.distill.values import RenderedConversation
 from workers.job.task import BodyContext, Inputs, Task
 from workers.tasks.caching import give_up, giving_up_damaged
 from workers.tasks.sets import checkpoint_folder, read_conversations, version_path
@@ -77,7 +81,7 @@ class TrainTask:
         if inputs.pair is not None:
             require_same_ids(inputs.pair, read["train"], calls)
         training = renderer.render_all(read["train"]).rendered
-        held_out = renderer.render_all(read["validation"]).rendered if read["validation"] else ()
+        held_out = held_out_of(renderer, read["validation"], calls)
         lookup = ShardLookup([Path(p) for p in inputs.shards], inputs.job.run.capture.temperatures)
         with lookup:
             batches = BatchSource(
@@ -122,6 +126,17 @@ class TrainTask:
     ) -> None:
         card = CheckpointCard.model_validate(result["card"])
         runs.trained(session, held.spec["run_id"], card, Path(result["folder"]), settings)
+
+
+def held_out_of(
+    renderer: Renderer, conversations: Sequence[Conversation], calls: Callbacks
+) -> tuple[RenderedConversation, ...]:
+    """Return what is validated on, if anything: no label may have fallen into a small part."""
+    try:
+        return renderer.render_all(conversations).rendered if conversations else ()
+    except NothingToTrainError as error:
+        calls.log(f"Not validated, so the last weights are kept, not the best. {error}", "warning")
+        return ()
 
 
 TASKS: dict[JobKind, Task] = {JobKind.TRAIN: TrainTask()}
