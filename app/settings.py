@@ -24,7 +24,7 @@ class Settings(BaseSettings):
         default=None, validation_alias=AliasChoices("STILLHOUSE_REDIS_URL", "REDIS_URL")
     )
     host: str = "127.0.0.1"
-    port: int = 8321
+    port: int = Field(default=8321, ge=1, le=65535)
     url: str | None = None
     """Where the command line finds the API; else the address that `up` left in the home."""
     token: SecretStr | None = None

@@ -37,7 +37,10 @@ from app.settings import Settings
 from app.teacher_cache import service as teacher_cache
 
 Port = Annotated[
-    int | None, typer.Option("--port", help="Port of the dashboard; else STILLHOUSE_PORT, 8321.")
+    int | None,
+    typer.Option(
+        "--port", min=1, max=65535, help="Port of the dashboard; else STILLHOUSE_PORT, 8321."
+    ),
 ]
 SWEEPS = (
     leftovers.sweep,

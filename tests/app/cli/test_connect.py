@@ -147,3 +147,29 @@ def test_a_bind_in_the_clear_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
     refused = CliRunner().invoke(cli, ["up"])
     assert refused.exit_code == 2
     assert "without TLS" in refused.stderr
+
+
+@pytest.mark.usefixtures("home")
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("STILLHOUSE_ALLOWED_HOSTS", "not json", "error parsing value for field"),
+        ("STILLHOUSE_PORT", "abc", "STILLHOUSE_PORT: Input should be a valid integer"),
+        ("STILLHOUSE_PORT", "70000", "STILLHOUSE_PORT: Input should be less than or equal"),
+        ("STILLHOUSE_LOG_FORMAT", "xml", "STILLHOUSE_LOG_FORMAT: Input should be 'json'"),
+        ("STILLHOUSE_HOME", __file__, "is not a folder"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, said: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    for command in (["projects", "list"], ["up"], ["doctor"]):
+        result = CliRunner().invoke(cli, command)
+        assert result.exit_code == 2, (command, result.exception)
+        assert said in result.stderr
+
+
+def test_a_port_that_is_none_is_a_wrong_argument(home: Path) -> None:
+    assert CliRunner().invoke(cli, ["up", "--port", "99999"]).exit_code == 2
+    assert not home.exists()
