@@ -224,6 +224,8 @@ def _attempt(row: JobAttempt, role: Phase) -> Attempt:
         "released": ("queued", "given back"),
     }
     state, words = looks.get(row.outcome or "", ("running", "working"))
+    if row.outcome == "lost" and (row.signal or row.exit_code is not None):
+        words = "process lost"
     return Attempt(role, PHASE_NAMES[role], row, state, words, _why(row))
 
 
@@ -235,7 +237,7 @@ def _why(row: JobAttempt) -> str:
         parts.append("out of memory")
     elif row.signal:
         parts.append(f"ended by signal {row.signal}")
-    elif row.outcome == "failed" and row.exit_code:
+    elif row.outcome in ("failed", "lost") and row.exit_code:
         parts.append(f"exit code {row.exit_code}")
     if row.outcome == "released":
         parts.append("the worker was asked to stop")

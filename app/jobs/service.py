@@ -224,9 +224,21 @@ def reap(session: Session, *, max_attempts: int, backoff: Sequence[float]) -> in
     return len(rows)
 
 
-def lose(session: Session, job: Job, *, max_attempts: int, backoff: Sequence[float]) -> None:
-    """End the attempt in hand as lost and decide what becomes of the (locked) job."""
-    close_attempt(session, job, "lost")
+def lose(
+    session: Session,
+    job: Job,
+    *,
+    max_attempts: int,
+    backoff: Sequence[float],
+    code: int | None = None,
+) -> None:
+    """End the attempt in hand as lost and decide what becomes of the (locked) job.
+
+    `code` is how its process ended, negative for a signal; None when its worker was lost with it.
+    """
+    signal = -code if code is not None and code < 0 else None
+    exit_code = None if signal else code
+    close_attempt(session, job, "lost", exit_code=exit_code, signal=signal)
     job.lost_in_a_row += 1
     if job.state == JobState.CANCELLING:
         end(session, job, JobState.CANCELLED)

@@ -281,6 +281,7 @@ class JobHand:
                 lease.locked(session, self.held),
                 max_attempts=self.sup.settings.max_attempts,
                 backoff=self.sup.settings.backoff_seconds,
+                code=code,
             )
         log.warning("child_lost", code=code)
         self._done(session, keep=(self.workdir,))

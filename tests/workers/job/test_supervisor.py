@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from sqlalchemy import text
+from sqlalchemy import select, text
 from sqlalchemy.orm import Session, sessionmaker
 
 from app.db.session import transaction
@@ -168,6 +168,9 @@ def test_a_child_killed_from_outside_is_lost_and_gives_up_after_three(
         assert sup.run_next() is True
     job = job_of(factory, job_id)
     assert (job.state, job.error, job.attempt) == (JobState.FAILED, "lost", 3)
+    with transaction(factory) as session:
+        ends = session.execute(select(JobAttempt.signal, JobAttempt.exit_code)).all()
+    assert [tuple(row) for row in ends] == [(9, None)] * 3
     assert sup.run_next() is False
 
 
