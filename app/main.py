@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 from fastapi import APIRouter, FastAPI, Request
@@ -40,7 +41,7 @@ from app.jobs.nudge import Broker
 from app.projects import api as projects_api
 from app.security.permissions import Permission, Principal
 from app.settings import Settings
-from app.web import error_pages, health
+from app.web import error_pages, health, openapi
 from app.web.deps import Authenticate, Sender, Services, open_to_all, require
 from app.web.middleware import RequestEdge
 from app.web.templating import STATIC
@@ -165,7 +166,11 @@ def create_app(
         "/", _home, include_in_schema=False, dependencies=[require(Permission.READ)], name="home"
     )
     app.add_api_route(
-        "/api/v1/openapi.json", app.openapi, include_in_schema=False, dependencies=[open_to_all()]
+        "/api/v1/openapi.json",
+        partial(openapi.described, app),
+        include_in_schema=False,
+        dependencies=[open_to_all()],
+        response_model=None,
     )
     app.mount("/static", VersionedStatic(directory=Path(STATIC)), name="static")
     app.add_middleware(RequestEdge, settings=settings, show_error=error_pages.show_error)

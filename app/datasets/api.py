@@ -95,14 +95,14 @@ def list_uploads(
     return [_out(upload, settings) for upload in queries.uploads_of(session, project.id)]
 
 
-@router.options("/uploads", dependencies=READ)
+@router.options("/uploads", dependencies=READ, status_code=204)
 def tus_options(request: Request) -> Response:
     most = str(services(request).settings.max_upload_bytes)
     facts = {"Tus-Version": "1.0.0", "Tus-Extension": "creation,termination"}
     return Response(status_code=204, headers={**TUS, **facts, "Tus-Max-Size": most})
 
 
-@router.post("/uploads", dependencies=WRITE)
+@router.post("/uploads", dependencies=WRITE, status_code=201)
 def tus_create(request: Request, project: ProjectDep, session: SessionDep) -> Response:
     upload = service.start_upload(
         session,
@@ -142,7 +142,7 @@ def download_upload(request: Request, upload: UploadDep) -> FileResponse:
     return FileResponse(path, media_type="application/octet-stream", filename=upload.filename)
 
 
-@router.patch("/uploads/{upload}", dependencies=WRITE)
+@router.patch("/uploads/{upload}", dependencies=WRITE, status_code=204)
 async def tus_patch(
     request: Request, upload: UploadDep, session: SessionDep, user: CurrentUser
 ) -> Response:
@@ -164,7 +164,7 @@ async def tus_patch(
     return Response(status_code=204, headers={**TUS, "Upload-Offset": str(stored)})
 
 
-@router.delete("/uploads/{upload}", dependencies=WRITE)
+@router.delete("/uploads/{upload}", dependencies=WRITE, status_code=204)
 def tus_delete(request: Request, upload: UploadDep, session: SessionDep) -> Response:
     service.drop_upload(session, upload, services(request).settings)
     return Response(status_code=204, headers=TUS)

@@ -140,3 +140,20 @@ def test_a_new_page_is_noticed(app: FastAPI) -> None:
     )
     app.include_router(router)
     assert set(pages(app)) - set(TABLE) == {"new.page"}
+
+
+def test_the_schema_says_how_to_call_and_what_a_refusal_looks_like(client: TestClient) -> None:
+    schema = client.get(f"{API}/openapi.json").json()
+    assert schema["security"] == [{"token": []}]
+    assert schema["components"]["securitySchemes"]["token"]["scheme"] == "bearer"
+    shape = schema["components"]["schemas"]["Refusal"]
+    for answer in (client.get(f"{API}/projects"), client.get(f"{API}/nothing")):
+        assert answer.status_code in (401, 404)
+        assert set(shape["required"]) <= set(answer.json()) <= set(shape["properties"])
+    for path in schema["paths"].values():
+        for operation in path.values():
+            named = operation["responses"]["default"]["content"]["application/json"]["schema"]
+            assert named == {"$ref": "#/components/schemas/Refusal"}
+            assert "HTTPValidationError" not in str(operation)
+    uploads = schema["paths"][f"{API}{P}/uploads"]
+    assert "201" in uploads["post"]["responses"]
