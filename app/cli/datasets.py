@@ -79,7 +79,13 @@ def import_files(  # noqa: PLR0913 - options of one command
         follow_job(api, version["job_id"], quiet=as_json)
         version = api.get(f"/projects/{slug}/versions/{version['id']}")
     funnel: dict[str, Any] = version["funnel"]
-    for words in version["warnings"]:
+    warnings = list(version["warnings"])
+    if reference and not funnel["references"]:
+        warnings.append(
+            f"No answer has a reference: nothing was found at “{reference}”. "
+            "Name the field as a record spells it, such as metadata.reference, and import again."
+        )
+    for words in warnings:
         errors.print(words, style="yellow", markup=False, highlight=False, soft_wrap=True)
     if as_json:
         print_json({key: funnel[key] for key in FUNNEL})

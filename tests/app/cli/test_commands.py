@@ -95,6 +95,20 @@ def test_hub_ids_become_downloads(run_json: RunJson, project: str) -> None:
     assert made["state"] == "registering"
 
 
+def test_an_import_says_when_no_record_has_the_reference(
+    run: Run, project: str, parts: Services, tmp_path: Path
+) -> None:
+    log = tmp_path / "traffic.jsonl"
+    write_log(log, 4)
+    told = {}
+    with working_here(parts.sessions, parts.settings):
+        for path in ("response.model", "response.modle"):
+            named = ("--project", project, "--dataset", "traffic", "--reference", path)
+            told[path] = run("import", log, *named).stderr
+    assert "nothing was found at “response.modle”" in told["response.modle"]
+    assert "nothing was found" not in told["response.model"]
+
+
 def test_an_import_prints_a_funnel_that_adds_up(
     run: Run, run_json: RunJson, project: str, parts: Services, tmp_path: Path
 ) -> None:
