@@ -19,6 +19,7 @@ from app.cli.output import (
 )
 from app.cli.progress import follow_job, send_file
 from app.client.uploads import UploadDamaged
+from app.client.waiting import wait_for_job
 from app.metrics.formatting import DASH, number
 
 app = typer.Typer(no_args_is_help=True, help="Freeze and list dataset versions.")
@@ -64,9 +65,14 @@ def import_files(  # noqa: PLR0913 - options of one command
         slug = lookup.project_slug(api, project)
         api.get(f"/projects/{slug}")
         try:
-            ids = [send_file(api, slug, path, quiet=as_json)["id"] for path in files]
+            uploads = [send_file(api, slug, path, quiet=as_json) for path in files]
         except UploadDamaged as error:
             raise CommandFailed(str(error)) from error
+        ids = [upload["id"] for upload in uploads]
+        if log_format != "auto":
+            # What looks into a file knows the formats: a wrong one is then refused at once.
+            for upload in uploads:
+                wait_for_job(api, upload["job_id"], lambda _: None)
         body = {
             "dataset": dataset,
             "upload_ids": ids,
@@ -110,9 +116,12 @@ def funnel_lines(funnel: dict[str, Any]) -> list[str]:
         f"answers to learn from ({number(funnel['folded'])} calls were part of a longer one)"
     )
     for why, count in funnel.get("flagged", {}).items():
-        lines.append(f"  {number(count)} answers are off as targets: {_words(why)}")
+        answers = "answer is off as a target" if count == 1 else "answers are off as targets"
+        lines.append(f"  {number(count)} {answers}: {_words(why)}")
     if funnel.get("references"):
-        lines.append(f"  {number(funnel['references'])} answers have a reference")
+        count = funnel["references"]
+        have = "answer has" if count == 1 else "answers have"
+        lines.append(f"  {number(count)} {have} a reference")
     return lines
 
 

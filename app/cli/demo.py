@@ -153,7 +153,9 @@ class Steps:
             EtaColumn(),
             TimeElapsedColumn(),
         )
-        self._progress = Progress(*columns, console=errors, disable=quiet, transient=True)
+        self._progress = Progress(
+            *columns, console=errors, disable=quiet or not errors.is_terminal, transient=True
+        )
         self._quiet = quiet
         self._task: TaskID | None = None
         self._title = ""

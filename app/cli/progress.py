@@ -55,7 +55,9 @@ def bars(*, quiet: bool) -> Iterator[Progress]:
         EtaColumn(),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=errors, disable=quiet, transient=True) as progress:
+    with Progress(
+        *columns, console=errors, disable=quiet or not errors.is_terminal, transient=True
+    ) as progress:
         yield progress
 
 
@@ -68,7 +70,9 @@ def send_file(api: Api, project: str, path: Path, *, quiet: bool) -> dict[str, A
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=errors, disable=quiet, transient=True) as progress:
+    with Progress(
+        *columns, console=errors, disable=quiet or not errors.is_terminal, transient=True
+    ) as progress:
         task = progress.add_task(f"Sending {path.name}", total=path.stat().st_size)
         return upload_file(
             api, project, path, lambda done, _total: progress.update(task, completed=done)

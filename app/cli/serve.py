@@ -187,7 +187,11 @@ class Finding:
 
 def doctor(home: Home = None, *, as_json: Json = False) -> None:
     """Say what of this installation works: database, schema, broker, workers."""
-    settings = settings_with_servers(settings_for(home))
+    own = settings_for(home)
+    settings = settings_with_servers(own)
+    if own.database_url is None and HomeLock.held_for(own.home) is None:
+        # What a home that is not served wrote down of its servers no longer answers.
+        settings = settings.model_copy(update={"database_url": None, "redis_url": None})
     started = time.monotonic()
     working = nullcontext() if as_json else Console(stderr=True).status("Looking")
     with working:

@@ -1,7 +1,7 @@
 """Uploads, imports, frozen versions: what may happen to data, and in which order."""
 
 import secrets
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -174,6 +174,7 @@ def start_import(
     waiting = [upload.filename for upload in found if upload.state == "uploading"]
     if waiting:
         raise Conflict(f"“{waiting[0]}” is not stored yet. Wait for the end of the upload.")
+    _refuse_unknown(data.format, found)
     dataset = queries.dataset_named(session, project.id, data.dataset)
     if dataset is None:
         dataset = Dataset(project_id=project.id, name=data.dataset)
@@ -199,6 +200,15 @@ def start_import(
     version.import_spec = spec.model_dump(mode="json")
     version.job_id = _ask(session, project.id, version, JobKind.IMPORT, spec, owner)
     return version
+
+
+def _refuse_unknown(name: str, uploads: Sequence[Upload]) -> None:
+    """Refuse a format that does not exist; which there are is told by what looked into a file."""
+    reports = (InspectReport.model_validate(u.report) for u in uploads if u.report)
+    known = next((report.known_formats for report in reports if report.known_formats), ())
+    if known and name not in ("auto", *known):
+        sentence = f"There is no format {name}. Take auto, or one of {', '.join(known)}."
+        raise InvalidInput(sentence, fields={"format": sentence})
 
 
 def _ask(

@@ -39,7 +39,7 @@ class Truth:
     """What an importer must find: the funnel exactly, conversations as far as folding can tell.
 
     A damaged copy (NUL, lone surrogate) of a call is a duplicate of it; a cut answer and an answer
-    to an image are calls, but teach nothing and are no conversation of their own.
+    to an image are calls and conversations, but teach nothing: they are no targets.
     """
 
     records: int = 0

@@ -46,7 +46,9 @@ def level_interval(name: str, low: float | None, high: float | None) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Format seconds as `8 s`, `6 m 10 s`, `45 m` or `3 h 41 m`."""
+    """Format seconds as `0.4 s`, `8 s`, `6 m 10 s`, `45 m` or `3 h 41 m`."""
+    if 0.05 <= seconds < 0.95:  # noqa: PLR2004 - what took some time did not take none
+        return f"{seconds:.1f} s"
     whole = round(seconds)
     if whole < 60:  # noqa: PLR2004 - seconds of a minute
         return f"{whole} s"

@@ -108,6 +108,8 @@ def _look_at_data(found: Findings, subject: Subject, spec: RunSpec) -> None:
             Mend(label="Train on logged answers", values={"ce_target": "logged"}),
             at="dataset_version_id",
         )
+    elif spec.training.objective.ce_target == "reference":
+        _look_at_references(found, subject)
     wanted = spec.evaluation.split
     if not subject.split(wanted):
         other = next((s for s in ("test", "validation") if subject.split(s)), None)
@@ -126,6 +128,21 @@ def _look_at_data(found: Findings, subject: Subject, spec: RunSpec) -> None:
     if wanted == "train":
         found.warnings.append(
             "Evaluating on training conversations shows what was learned by heart."
+        )
+
+
+def _look_at_references(found: Findings, subject: Subject) -> None:
+    """Say where no reference has fallen into a part that would need one."""
+    if subject.split("train") and subject.referenced("train") == 0:
+        found.block(
+            "No training conversation of this version has a reference: all have fallen into the "
+            "parts held out. Import with smaller shares, or train on the logged answers.",
+            Mend(label="Train on logged answers", values={"ce_target": "logged"}),
+            at="dataset_version_id",
+        )
+    elif subject.split("validation") and subject.referenced("validation") == 0:
+        found.warnings.append(
+            "No validation conversation has a reference: the last weights are kept, not the best."
         )
 
 

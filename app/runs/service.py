@@ -325,9 +325,17 @@ def _replace(session: Session, old: Job, again: Job) -> None:
 
 
 def trained(
-    session: Session, run_id: int, card: CheckpointCard, folder: Path, settings: Settings
+    session: Session,
+    run_id: int,
+    card: CheckpointCard,
+    folder: Path,
+    settings: Settings,
+    step: Mapping[str, int | bool] | None = None,
 ) -> Checkpoint:
-    """Make the trained weights a checkpoint of the project, named after the run."""
+    """Make the trained weights a checkpoint of the project, named after the run.
+
+    step: the `step` they are of, and whether it was the `best` by validation.
+    """
     run = session.scalar(select(Run).where(Run.id == run_id).with_for_update())
     if run is None:
         raise NotFound("The run was removed while it trained.")
@@ -337,7 +345,7 @@ def trained(
         project_id=run.project_id,
         name=f"#{run.number} {run.name}",
         state="registering",
-        origin={"kind": "run", "run_id": run.id},
+        origin={"kind": "run", "run_id": run.id, **(step or {})},
     )
     session.add(made)
     session.flush()

@@ -27,6 +27,11 @@ class Subject:
     def split(self, name: str) -> int:
         return self.funnel.splits.get(name, 0) if self.funnel else 0
 
+    def referenced(self, name: str) -> int | None:
+        """Return how many conversations of a split have a reference; None: never counted."""
+        counts = self.funnel.referenced if self.funnel else None
+        return None if counts is None else counts.get(name, 0)
+
     @property
     def cards(self) -> tuple[CheckpointCard | None, CheckpointCard]:
         """Teacher's and student's; only of a subject whose checkpoints are ready."""
@@ -42,9 +47,12 @@ def trained_on(subject: Subject, spec: RunSpec) -> int:
     funnel = subject.funnel
     count = subject.split("train")
     if funnel is not None and spec.training.objective.ce_target == "reference":
-        # References are counted over all splits: the training part has its share of them.
-        share = count / max(sum(funnel.splits.values()), 1)
-        count = min(count, max(1, round(funnel.references * share)))
+        found = subject.referenced("train")
+        if found is None:
+            # Counted over all splits: the training part has its share of them.
+            share = count / max(sum(funnel.splits.values()), 1)
+            found = max(1, round(funnel.references * share))
+        count = min(count, found)
     return min(count, spec.training.max_train_conversations or count)
 
 

@@ -110,6 +110,8 @@ class ImportFunnel(Spec):
     references: int = 0
     models: dict[str, int] = Field(default_factory=dict)
     splits: dict[str, int] = Field(default_factory=dict)
+    referenced: dict[str, int] | None = None
+    """Conversations with a reference by split; None: imported before this was counted."""
 
     @property
     def branches(self) -> int:

@@ -188,7 +188,7 @@ class Require:
     ) -> Principal | None:
         if not allows(principal, self.permission):
             if principal is None:
-                raise NotSignedIn("This page needs a signed-in account.")
+                raise NotSignedIn(SIGN_IN)
             raise Forbidden("This needs an administrator.")
         if (
             principal is not None
@@ -204,6 +204,11 @@ def require(permission: Permission) -> DependsParam:
     """Declare a route's permission: `APIRouter(dependencies=[require(Permission.READ)])`."""
     found: DependsParam = Depends(Require(permission))
     return found
+
+
+SIGN_IN = (
+    "This needs a signed-in account, or a program's token: Authorization: Bearer and the token."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +230,7 @@ def _signed_in(
     principal: Annotated[Principal | None, Depends(current_principal)],
 ) -> Principal:
     if principal is None:
-        raise NotSignedIn("This page needs a signed-in account.")
+        raise NotSignedIn(SIGN_IN)
     return principal
 
 

@@ -82,6 +82,8 @@ def show_error(request: Request, error: Exception) -> Response:
     name = type(error).__name__ if isinstance(error, AppError) else "Error"
     extra = dict(getattr(error, "headers", None) or {})
     if wants_json(request):
+        if isinstance(error, NotSignedIn):
+            extra["WWW-Authenticate"] = "Bearer"
         body: dict[str, Any] = {"error": name, "message": text, "request_id": request_id}
         if fields:
             body["fields"] = fields

@@ -23,6 +23,7 @@ SENTENCES: dict[str, str] = {
     "int_from_float": "Must be a whole number.",
     "float_parsing": "Must be a number.",
     "bool_parsing": "Must be yes or no.",
+    "string_pattern_mismatch": "Use letters, digits and . @ + - _ only.",
     "finite_number": "Must be a finite number.",
     "greater_than": "Must be above {gt}.",
     "greater_than_equal": "Must be at least {ge}.",

@@ -155,11 +155,15 @@ function take(root, files) {
   }
 }
 
+function takeFrom(input) {
+  take(input.closest("[data-upload]"), input.files);
+  input.value = "";
+}
+
+// Files that were chosen before this script ran told nobody.
+for (const input of document.querySelectorAll("[data-upload] input[type=file]")) takeFrom(input);
 document.addEventListener("change", (event) => {
-  const root = event.target.closest("[data-upload]");
-  if (!root || event.target.type !== "file") return;
-  take(root, event.target.files);
-  event.target.value = "";
+  if (event.target.type === "file" && event.target.closest("[data-upload]")) takeFrom(event.target);
 });
 document.addEventListener("uploaded", (event) => {
   const root = event.target.closest("[data-upload]");

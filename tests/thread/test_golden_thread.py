@@ -125,6 +125,9 @@ def test_a_log_becomes_a_comparison(factory: Factory, settings: Settings, tmp_pa
         comparison = compare_chosen(session, session.get_one(Project, project.id), Choice())
         shown = json.loads(json.dumps(comparison.as_json(), allow_nan=False))
         space = session.scalars(select(CacheSpaceRow)).one()
+        made_by = session.scalars(select(Run.checkpoint_id)).all()
+        origins = [session.get_one(Checkpoint, made).origin for made in made_by]
+        assert {origin["step"] for origin in origins} <= {3, 6}
         trained = session.scalars(
             select(RunJob.job_id).join(Run).where(RunJob.role == "train", Run.role == "distilled")
         ).all()

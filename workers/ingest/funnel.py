@@ -20,6 +20,7 @@ class FunnelCounts:
         self._conversations = 0
         self._targets = 0
         self._references = 0
+        self._referenced: Counter[str] = Counter()
 
     def reject(self, reject: Reject) -> None:
         self.records += 1
@@ -38,6 +39,7 @@ class FunnelCounts:
     def conversation(self, conversation: Conversation) -> None:
         self._conversations += 1
         self._splits[conversation.split] += 1
+        self._referenced[conversation.split] += conversation.has_reference
         for message in conversation.messages:
             self._targets += message.is_target
             self._references += message.is_target and message.reference is not None
@@ -58,4 +60,5 @@ class FunnelCounts:
             references=self._references,
             models=dict(sorted(self._models.items())),
             splits=dict(sorted(self._splits.items())),
+            referenced=dict(sorted(self._referenced.items())),
         )

@@ -113,6 +113,8 @@ class TrainTask:
             save_checkpoint(model, tokenizer, made)
         card = read_card(made, licence=inputs.licence)
         values = {name: getattr(result, name) for name in ("steps", "tokens", "seconds", "lasted")}
+        best = result.best_step if result.folder is not None else None
+        values |= {"step": best or result.steps, "best": best is not None}
         return {"folder": str(made.absolute()), "card": card.model_dump(mode="json"), **values}
 
     def publish(
@@ -125,7 +127,8 @@ class TrainTask:
         self, session: Session, held: Claim, result: dict[str, Any], settings: Settings
     ) -> None:
         card = CheckpointCard.model_validate(result["card"])
-        runs.trained(session, held.spec["run_id"], card, Path(result["folder"]), settings)
+        step = {"step": result["step"], "best": result["best"]}
+        runs.trained(session, held.spec["run_id"], card, Path(result["folder"]), settings, step)
 
 
 def held_out_of(

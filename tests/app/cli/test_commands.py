@@ -109,6 +109,19 @@ def test_an_import_says_when_no_record_has_the_reference(
     assert "nothing was found" not in told["response.model"]
 
 
+def test_a_format_that_does_not_exist_is_a_wrong_argument_and_makes_nothing(
+    run: Run, run_json: RunJson, project: str, parts: Services, tmp_path: Path
+) -> None:
+    log = tmp_path / "traffic.jsonl"
+    write_log(log, 4)
+    named = ("--project", project, "--dataset", "traffic", "--format", "wat")
+    with working_here(parts.sessions, parts.settings):
+        told = run("import", log, *named, exit_code=2).stderr
+    assert "There is no format wat. Take auto, or one of " in told
+    assert "openai_chat" in told
+    assert run_json("datasets", "list", "--project", project) == []
+
+
 def test_an_import_prints_a_funnel_that_adds_up(
     run: Run, run_json: RunJson, project: str, parts: Services, tmp_path: Path
 ) -> None:

@@ -15,6 +15,7 @@ from app.cli import connect
 from app.cli.connect import in_process
 from app.local.home import HomeLock
 from app.local.postgres import TEST_OPTIONS, Postgres
+from app.local.urls import write_servers
 from app.settings import Settings
 
 
@@ -168,6 +169,17 @@ def test_a_setting_that_cannot_be_is_a_sentence(
         result = CliRunner().invoke(cli, command)
         assert result.exit_code == 2, (command, result.exception)
         assert said in result.stderr
+
+
+def test_the_doctor_of_a_home_that_has_stopped_names_the_command(home: Path) -> None:
+    home.mkdir()
+    write_servers(
+        home, database_url="postgresql+psycopg://x@127.0.0.1:1/x", redis_url="redis://127.0.0.1:1"
+    )
+    told = CliRunner().invoke(cli, ["doctor"])
+    assert told.exit_code == 1
+    assert told.stdout.count("not running") == 2
+    assert "psycopg" not in told.stdout
 
 
 def test_a_port_that_is_none_is_a_wrong_argument(home: Path) -> None:

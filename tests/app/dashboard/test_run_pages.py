@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -155,6 +156,21 @@ def test_a_finished_run_shows_its_result(
     assert "n 40" in page
     assert "on 40 held-out conversations" in page
     assert 'data-open="stop"' not in page
+
+
+@pytest.mark.parametrize("best", [True, False])
+def test_a_run_says_of_which_step_its_checkpoint_is(
+    pages: TestClient, parts: Services, workshop: Workshop, tmp_path: Path, best: bool
+) -> None:
+    workshop.start()
+    (tmp_path / "model").mkdir()
+    with parts.sessions.begin() as session:
+        of_step = {"step": 1000, "best": best}
+        run = workshop.run(session, 1)
+        runs.trained(session, run.id, made_rows.card(), tmp_path / "model", parts.settings, of_step)
+    page = pages.get(f"{RUNS}/1").text
+    assert "of step 1,000" in page
+    assert (", the lowest validation loss." in page) == best
 
 
 @pytest.mark.parametrize(("mode", "kept"), [("keep", True), ("discard", False)])

@@ -4,8 +4,10 @@ import re
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
+from sqlalchemy import select
 
+from app.datasets.models import Upload
 from app.projects import service as projects
 from app.projects.schemas import ProjectCreate
 from app.web.deps import Services
@@ -56,6 +58,25 @@ def test_a_log_becomes_a_frozen_version(page: Page, parts: Services, tmp_path: P
         expect(page.locator("#facts-t + .cb, .cb")).to_contain_text(["Content hash"], timeout=JOB)
         expect(page.locator("h1")).to_contain_text("frozen")
         look(page)
+
+
+def test_a_file_chosen_before_the_script_has_come_is_sent(
+    page: Page, parts: Services, tmp_path: Path
+) -> None:
+    log = tmp_path / "traffic.jsonl"
+    write_chat_log(log, seed=5, dialogues=3)
+    with parts.sessions.begin() as session:
+        projects.create(session, ProjectCreate(name="Routing"), owner_id=None)
+    held: list[Route] = []
+    page.route("**/js/upload.js*", lambda route: held.append(route))  # noqa: PLW0108 - it takes no builtin
+    with page.expect_request("**/js/upload.js*"):
+        page.goto(f"{HOME}/new", wait_until="commit")
+    page.set_input_files("#upload-files", log)
+    with page.expect_response(lambda answer: answer.status == 204, timeout=JOB):
+        for route in held:
+            route.continue_()
+    with parts.sessions() as session:
+        assert session.scalars(select(Upload.filename)).all() == ["traffic.jsonl"]
 
 
 def _send_and_choose(page: Page, log: Path) -> None:

@@ -31,7 +31,9 @@ class Bench:
         self.session, self.settings = session, settings
         self.project: Project = made_rows.project(session)
         self.teacher, self.student = made_rows.teacher_and_student(session, self.project)
+        referenced = version.pop("referenced", None)
         self.version: DatasetVersion = made_rows.version(session, self.project, settings, **version)
+        self.version.funnel = {**(self.version.funnel or {}), "referenced": referenced}
 
     def spec(self, *, student: Checkpoint | None = None, **training: Any) -> RunSpec:
         return RunSpec(

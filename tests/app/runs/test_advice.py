@@ -25,6 +25,7 @@ REFERENCE = {
         ({"splits": {"test": 9}}, {}, "no training conversations"),
         ({"splits": {"train": 9, "validation": 2}}, {}, "test split has no conversations"),
         ({"references": 0}, REFERENCE, "No conversation of this version has a reference"),
+        ({"referenced": {"validation": 9}}, REFERENCE, "all have fallen into the parts held out"),
         ({}, {"objective": {"temperature": 1.5}}, "Temperature 1.5 is not in the cache's grid"),
         ({}, {"trainable": {"top_layers": 999}}, "layers: train at most so many"),
     ],
@@ -56,6 +57,7 @@ def test_a_checkpoint_that_is_not_ready_blocks(bench: Bench) -> None:
     ("version", "training", "card", "words"),
     [
         ({"splits": {"train": 9, "test": 2}}, {}, {}, "the last weights are kept, not the best"),
+        ({"referenced": {"train": 9}}, REFERENCE, {}, "No validation conversation has a reference"),
         ({}, {"render": {"max_tokens": 4096}}, {}, "the student was made for 2,048"),
         ({}, {}, {"parameters_compute": 16_000_000}, "larger than the teacher"),
         (

@@ -80,6 +80,8 @@ def test_strangers_get_nowhere(app: FastAPI, client: TestClient) -> None:
                 assert answer.headers["location"].startswith("/sign-in")
             else:
                 assert answer.status_code == 401, (method, route.path)
+                if route.path.startswith("/api/"):
+                    assert answer.headers["www-authenticate"] == "Bearer"
     assert checked > 8
 
 

@@ -3,10 +3,12 @@
 import gzip
 import hashlib
 import json
+from collections import Counter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -34,6 +36,10 @@ def test_the_funnel_of_a_dirty_log_is_exact(tmp_path: Path, seed: int) -> None:
     assert (funnel.targets, funnel.references) == (truth.targets, truth.references)
     assert abs(funnel.conversations - truth.conversations) <= 0.03 * truth.conversations
     assert sum(funnel.splits.values()) == funnel.conversations
+    rows = pq.read_table(out / "conversations.parquet").to_pylist()
+    told = Counter(c.split for c in map(from_row, rows) if c.has_reference)
+    assert funnel.referenced == {split: told[split] for split in funnel.splits}
+    assert min(told.values()) > 0
     assert len(truth.skipped) > 5
     assert len(truth.quarantined) == 4
 

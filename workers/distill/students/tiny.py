@@ -70,4 +70,9 @@ def byte_level_tokenizer(texts: Sequence[str]) -> Any:
 
 
 if __name__ == "__main__":
-    make_tiny_teacher(Path(sys.argv[1]), sys.stdin.read().splitlines())
+    [folder] = sys.argv[1:] or [""]
+    if not folder or folder.startswith("-"):
+        raise SystemExit(
+            "Usage: python -m workers.distill.students.tiny FOLDER < texts, a line each"
+        )
+    make_tiny_teacher(Path(folder), sys.stdin.read().splitlines())
