@@ -225,6 +225,20 @@ MUTANTS = (
         ("tests/workers/distill/test_trainer.py",),
     ),
     Mutant(
+        "a recipe's interval without its seeds",
+        "app/metrics/statistics.py",
+        "error, df = _added((error**2, groups - 1), *_seed_parts(a, b))",
+        "error, df = _added((error**2, groups - 1))",
+        ("tests/app/metrics",),
+    ),
+    Mutant(
+        "wins and losses without pseudo-observations",
+        "app/metrics/statistics.py",
+        "error = math.hypot(error, math.sqrt(2.0) * _pseudo(one, other, groups))",
+        "pass",
+        ("tests/app/metrics",),
+    ),
+    Mutant(
         "the end of a job not fenced",
         LEASE,
         "select(Job).where(Job.id == held.job_id, Job.fence == held.fence).with_for_update()",

@@ -32,6 +32,7 @@ SENTENCES: dict[str, str] = {
     "literal_error": "Must be one of {expected}.",
     "enum": "Must be one of {expected}.",
     "extra_forbidden": "Is not a field of this form.",
+    "json_invalid": "The body is not JSON: {error}.",
 }
 
 
@@ -56,6 +57,8 @@ def field_errors(errors: Iterable[Mapping[str, Any]]) -> dict[str, str]:
         place = [str(part) for part in error.get("loc", ())]
         if place and place[0] in ("body", "query", "path", "header"):
             place = place[1:]
+        if error.get("type") == "json_invalid":
+            place = []  # where in the text it broke names no field
         found.setdefault(".".join(place) or WHOLE, sentence(error))
     return found
 

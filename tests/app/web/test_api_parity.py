@@ -157,3 +157,11 @@ def test_the_schema_says_how_to_call_and_what_a_refusal_looks_like(client: TestC
             assert "HTTPValidationError" not in str(operation)
     uploads = schema["paths"][f"{API}{P}/uploads"]
     assert "201" in uploads["post"]["responses"]
+
+
+def test_a_body_that_is_no_json_names_no_field(api_client: TestClient) -> None:
+    headers = {"Content-Type": "application/json"}
+    answer = api_client.post("/api/v1/projects", content=b'{"name": oops}', headers=headers)
+    assert answer.status_code == 422
+    assert list(answer.json()["fields"]) == ["form"]
+    assert "The body is not JSON" in answer.json()["message"]
