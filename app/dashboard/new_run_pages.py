@@ -16,13 +16,14 @@ from app.evaluations import service as evaluations
 from app.metrics.formatting import duration, number
 from app.projects.api import ProjectDep
 from app.projects.models import Project
-from app.runs import service
+from app.runs import previews, service
 from app.runs.models import Run
 from app.runs.schemas import EstimateOut, Reason, Seconds
 from app.security.permissions import Permission
 from app.settings import Settings
 from app.specs.checkpoint import CheckpointCard, compression
 from app.specs.fingerprint import fingerprint
+from app.specs.jobs import JobState, PreviewJob
 from app.specs.training import RunSpec
 from app.web.deps import CurrentUser, SessionDep, SettingsDep, require
 from app.web.forms import Form
@@ -31,6 +32,13 @@ from app.web.templating import render
 router = APIRouter(include_in_schema=False, prefix="/projects/{project}/runs")
 WRITE = [require(Permission.WRITE)]
 SPLITS = ("train", "validation", "test")
+REASONS = {
+    "no_target": "no turn that may be learned",
+    "no_reference": "no reference answer",
+    "too_long": "its last turn alone is too long",
+    "template": "the chat template refuses it",
+}
+"""Why a conversation cannot be trained on."""
 LABELS = {
     **{name: knob.label for name, knob in knobs.BY_NAME.items()},
     "name": "Name",
@@ -93,6 +101,50 @@ def start(
             target = address(project, first.number) if alone else group
             return RedirectResponse(target, status_code=303)
     return _page(request, session, project, settings, values, refused=refused, status=422)
+
+
+@router.post("/preview", name="runs.ask_preview", dependencies=WRITE)
+def ask_for_preview(
+    request: Request,
+    project: ProjectDep,
+    session: SessionDep,
+    settings: SettingsDep,
+    user: CurrentUser,
+    values: Annotated[Values, Depends(posted)],
+) -> Response:
+    """Ask which tokens the form's run would learn; the address keeps the form to come back to."""
+    (_, own), refused = new_run.read_specs(values), ""
+    if own:
+        try:
+            job = previews.ask(session, project, own[0], owner=user.name)
+        except AppError as error:
+            refused = error.message
+        else:
+            query = urlencode({k: v for k, v in values.items() if k != "key"}, doseq=True)
+            target = f"/projects/{project.slug}/runs/preview/{job.id}?{query}"
+            return RedirectResponse(target, status_code=303)
+    return _page(request, session, project, settings, values, refused=refused, status=422)
+
+
+@router.get("/preview/{job_id}", name="runs.preview", dependencies=[require(Permission.READ)])
+def preview(request: Request, project: ProjectDep, job_id: int, session: SessionDep) -> Response:
+    job, found = previews.get(session, project, job_id)
+    spec = PreviewJob.model_validate(job.spec)
+    base = f"/projects/{project.slug}/runs"
+    query = request.url.query
+    context = {
+        "project": project,
+        "crumbs": crumbs(project, ("New run", f"{base}/new"), ("What is learned", None)),
+        "nav": "runs",
+        "job": job,
+        "preview": found,
+        "render": spec.render,
+        "reasons": REASONS,
+        "back": f"{base}/new?{query}" if query else f"{base}/new",
+        "waits": not JobState(job.state).terminal,
+        "here": f"{request.url.path}?{query}" if query else request.url.path,
+    }
+    return render(request, "runs/preview.html", context, block="preview")
 
 
 def _start_all(

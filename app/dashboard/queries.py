@@ -236,6 +236,7 @@ def _queue_row(
         "upload": "datasets",
         "run": f"runs/{run}" if run else None,
         "evaluation": f"evaluations/{number}",
+        "preview": f"runs/preview/{line.job.id}",
         "cache": f"runs/{shared[line.job.id]}" if line.job.id in shared else None,
     }
     tail = tails.get(kind)

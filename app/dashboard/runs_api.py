@@ -12,10 +12,17 @@ from app.dashboard.schemas import RunDetail, RunsRequest
 from app.evaluations import service as evaluations
 from app.projects.api import ProjectDep
 from app.projects.models import Project
-from app.runs import queries, service
+from app.runs import previews, queries, service
 from app.runs.models import Run
 from app.runs.queries import RunView
-from app.runs.schemas import CancelRequest, EstimateOut, RunLog, RunOut, RunRequest
+from app.runs.schemas import (
+    CancelRequest,
+    EstimateOut,
+    PreviewOut,
+    RunLog,
+    RunOut,
+    RunRequest,
+)
 from app.security.permissions import Permission
 from app.settings import Settings
 from app.specs.jobs import JobState
@@ -114,6 +121,25 @@ def estimate_run(
 ) -> EstimateOut:
     spec = service.resolve(session, project, wanted)
     return evaluations.estimate(session, project, spec, settings)
+
+
+@router.post("/preview", status_code=202, dependencies=WRITE)
+def ask_for_preview(
+    project: ProjectDep, wanted: RunRequest, session: SessionDep, user: CurrentUser
+) -> PreviewOut:
+    """Ask which tokens a run would learn; an equal question gets the answer there is."""
+    spec = service.resolve(session, project, wanted)
+    return _preview(session, project, previews.ask(session, project, spec, owner=user.name).id)
+
+
+@router.get("/preview/{job_id}", dependencies=READ)
+def show_preview(project: ProjectDep, job_id: int, session: SessionDep) -> PreviewOut:
+    return _preview(session, project, job_id)
+
+
+def _preview(session: Session, project: Project, job_id: int) -> PreviewOut:
+    job, found = previews.get(session, project, job_id)
+    return PreviewOut(job_id=job.id, state=job.state, message=job.error_message, preview=found)
 
 
 @router.get("/{number}", dependencies=READ)

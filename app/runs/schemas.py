@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from app.specs.evaluation import EvaluationSpec
 from app.specs.jobs import CancelMode
 from app.specs.names import Name, NameOrEmpty
+from app.specs.preview import RenderPreview
 from app.specs.teacher import CaptureProfile
 from app.specs.training import RunRole, TrainingSpec
 
@@ -57,6 +58,15 @@ class CancelRequest(BaseModel):
     """`keep`: the step in hand ends and what was learned becomes a checkpoint."""
 
     mode: CancelMode = "keep"
+
+
+class PreviewOut(BaseModel):
+    """What a run would learn; `preview` is null until its job has succeeded."""
+
+    job_id: int
+    state: str
+    message: str | None
+    preview: RenderPreview | None
 
 
 class PhaseOut(BaseModel):

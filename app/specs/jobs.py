@@ -26,6 +26,7 @@ class JobKind(StrEnum):
     PRECOMPUTE = "precompute"
     TRAIN = "train"
     EVALUATE = "evaluate"
+    PREVIEW = "preview"
 
 
 class Queue(StrEnum):
@@ -43,6 +44,7 @@ QUEUE_OF: dict[JobKind, Queue] = {
     JobKind.PRECOMPUTE: Queue.GPU,
     JobKind.TRAIN: Queue.GPU,
     JobKind.EVALUATE: Queue.GPU,
+    JobKind.PREVIEW: Queue.CPU,
 }
 
 
@@ -142,6 +144,16 @@ class EvaluateJob(Spec):
     evaluation: EvaluationSpec
 
 
+class PreviewJob(Spec):
+    """Show what a training would learn of a version's first training conversations."""
+
+    checkpoint_id: int
+    """Whose tokenizer and chat template render them: the student's."""
+    dataset_version_id: int
+    render: RenderSpec
+    look_at: int = Field(default=200, ge=1)
+
+
 JobSpec = (
     InspectJob
     | ImportJob
@@ -152,6 +164,7 @@ JobSpec = (
     | PrecomputeJob
     | TrainJob
     | EvaluateJob
+    | PreviewJob
 )
 SPEC_OF: dict[JobKind, type[Spec]] = {
     JobKind.INSPECT: InspectJob,
@@ -163,4 +176,5 @@ SPEC_OF: dict[JobKind, type[Spec]] = {
     JobKind.PRECOMPUTE: PrecomputeJob,
     JobKind.TRAIN: TrainJob,
     JobKind.EVALUATE: EvaluateJob,
+    JobKind.PREVIEW: PreviewJob,
 }

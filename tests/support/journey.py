@@ -132,6 +132,15 @@ class Journey:
         self.open("/checkpoints")
         self.see("checkpoints")
 
+    def preview(self) -> None:
+        """Look which tokens are learned, and come back to the form as it was."""
+        page = self.page
+        self.press("See what is learned")
+        expect(page.locator("#preview")).to_contain_text("tokens are learned", timeout=JOB)
+        self.see("preview")
+        page.get_by_role("link", name="Back to the form").click()
+        expect(page.locator("#before")).to_contain_text("Start 3 runs")
+
     def runs(self, settings: dict[str, str]) -> None:
         """Start the three objectives on one version; `settings` are knobs by name."""
         page = self.page
@@ -145,6 +154,7 @@ class Journey:
         expect(page.locator("#before")).to_contain_text("Start 3 runs")
         expect(page.locator("#before")).to_contain_text("What the teacher cache covers")
         self.see("new_run")
+        self.preview()
         self.press("Start 3 runs")
         page.wait_for_url("**/runs?group=*")
         page.goto(f"{self.address}/queue")

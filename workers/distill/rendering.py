@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from app.specs.conversation import Conversation, Message
+from app.specs.preview import PreviewPiece
 from app.specs.training import RenderSpec
 from workers.distill.errors import NothingToTrainError, TemplateError
 from workers.distill.values import RenderedConversation
@@ -136,15 +137,18 @@ class Renderer:
                 "Clean it where it was logged."
             ) from error
 
-    def preview(self, rendered: RenderedConversation) -> list[tuple[str, bool]]:
-        """Return (text, is a target) pieces of a rendered conversation, for people."""
-        pieces: list[tuple[str, bool]] = []
+    def preview(self, rendered: RenderedConversation) -> tuple[PreviewPiece, ...]:
+        """Return a rendered conversation as pieces, each learned or not, for people."""
         mask = rendered.target_mask
         borders = [0, *(np.flatnonzero(mask[1:] != mask[:-1]) + 1).tolist(), len(mask)]
-        for start, end in itertools.pairwise(borders):
-            text = self.tokenizer.decode(rendered.input_ids[start:end].tolist())
-            pieces.append((text, bool(mask[start])))
-        return pieces
+        return tuple(
+            PreviewPiece(
+                text=self.tokenizer.decode(rendered.input_ids[start:end].tolist()),
+                learned=bool(mask[start]),
+                tokens=end - start,
+            )
+            for start, end in itertools.pairwise(borders)
+        )
 
     def _view(self, conversation: Conversation) -> tuple[list[Message], set[int]]:
         """Return the messages up to the last target, and which of them are targets."""

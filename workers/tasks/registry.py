@@ -15,6 +15,7 @@ MODULES: dict[JobKind, str] = {
     JobKind.PRECOMPUTE: "precompute",
     JobKind.TRAIN: "train",
     JobKind.EVALUATE: "evaluate",
+    JobKind.PREVIEW: "preview",
 }
 
 

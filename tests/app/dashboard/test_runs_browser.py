@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from playwright.sync_api import Page, expect
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.db.hooks import take_signals
@@ -11,7 +12,8 @@ from app.events.append import add_points, append
 from app.jobs.models import Job
 from app.jobs.nudge import Broker
 from app.projects.models import Project
-from app.specs.jobs import JobState
+from app.specs.jobs import JobKind, JobState
+from app.specs.preview import PreviewedConversation, PreviewPiece, RenderPreview
 from app.web.deps import Services
 from tests.app.dashboard.conftest import Workshop
 from tests.support import made_rows
@@ -19,6 +21,7 @@ from tests.support.browser import NARROW, look
 
 pytestmark = pytest.mark.browser
 RUNS = "/projects/support-router/runs"
+EVIL = "<script>window.ran = 1</script>"
 POINTS = "JSON.parse(document.querySelector('#chart-kl').dataset.series)[0].points.length"
 TWIN_ROWS = "#chart-kl-twin tbody tr"
 SHOWN = "document.querySelectorAll('#chart-kl-twin tbody tr').length"
@@ -265,3 +268,45 @@ def test_the_table_filters_while_one_types(page: Page, workshop: Workshop) -> No
     expect(page.locator("[data-row]")).to_have_count(2)
     page.select_option("#group", "g1")
     expect(page.locator("[data-row]")).to_have_count(1)
+
+
+@pytest.mark.usefixtures("workshop")
+def test_what_is_learned_is_shown_and_the_form_is_found_again(page: Page, parts: Services) -> None:
+    page.goto(f"{RUNS}/new")
+    page.locator("#fold-schedule summary").click()
+    page.fill("#f-seed", "0, 1, 2")
+    expect(page.locator("#before")).to_contain_text("Start 3 runs")
+    page.get_by_role("button", name="See what is learned").click()
+    expect(page.locator("#preview")).to_contain_text("A worker renders the conversations")
+    with parts.sessions.begin() as session:
+        job = session.scalars(select(Job).where(Job.kind == JobKind.PREVIEW)).one()
+        shown = RenderPreview(
+            looked_at=200,
+            skipped={"too_long": 3},
+            first_error="Its last turn alone is longer than 64 tokens. Raise max_tokens.",
+            cut=1,
+            tokens=60,
+            learned=11,
+            shown=(
+                PreviewedConversation(
+                    conversation_id="c1",
+                    tokens=60,
+                    learned=11,
+                    cut_messages=2,
+                    pieces=(
+                        PreviewPiece(text="<|user|>\n" + EVIL * 9, learned=False, tokens=49),
+                        PreviewPiece(text="Yes." + "x" * 200, learned=True, tokens=11),
+                    ),
+                ),
+            ),
+        )
+        made_rows.bring_to(session, job.id, JobState.SUCCEEDED)
+        job.result = shown.model_dump(mode="json")
+    expect(page.locator("#preview")).to_contain_text("18.3 % of the tokens are learned: 11 of 60.")
+    expect(page.locator("#preview")).to_contain_text(
+        "3 conversations left out: its last turn alone"
+    )
+    look(page)
+    assert page.evaluate("window.ran") is None
+    page.get_by_role("link", name="Back to the form").click()
+    expect(page.locator("#before")).to_contain_text("Start 3 runs")

@@ -54,7 +54,7 @@ TWO_TURNS = talk(
 
 
 def targets_of(renderer: Renderer, conversation: Conversation) -> list[str]:
-    return [t for t, wanted in renderer.preview(renderer.render(conversation)) if wanted]
+    return [p.text for p in renderer.preview(renderer.render(conversation)) if p.learned]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -116,7 +116,8 @@ def test_marks_agree_with_transformers_own_mask(tokenizer_for: Tokenizers) -> No
 
 def test_default_system_message_is_context(tokenizer_for: Tokenizers) -> None:
     renderer = Renderer(tokenizer_for(CHATML), RenderSpec())
-    first, wanted = renderer.preview(renderer.render(TWO_TURNS))[0]
+    piece = renderer.preview(renderer.render(TWO_TURNS))[0]
+    first, wanted = piece.text, piece.learned
     assert DEFAULT_SYSTEM in first
     assert not wanted
 
