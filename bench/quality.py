@@ -383,26 +383,26 @@ def differences(rows: dict[str, EvaluationRow]) -> dict[str, list[Difference]]:
 
 def over_seeds(every: dict[int, dict[str, EvaluationRow]]) -> Facts:
     """Return distilled minus each other row as recipes: over seeds and conversations at once."""
-    rows: list[EvaluationRow] = []
-    for seed, rows_of in every.items():
-        for name, found in rows_of.items():
-            if name in STUDENTS:
-                rows.append(replace(found, name=f"{name}, seed {seed}", recipe=name, seed=seed))
-            elif seed == next(iter(every)):
-                rows.append(found)
+    first = next(iter(every))
+    rows = [found for name, found in every[first].items() if name not in STUDENTS]
+    rows += [
+        replace(rows_of[name], name=f"{name}, seed {seed}", recipe=name, seed=seed)
+        for seed, rows_of in every.items()
+        for name in STUDENTS
+    ]
     pairs: Facts = {}
     for other in COMPARED:
-        baseline = None if other == "teacher" else f"{other}, seed {next(iter(every))}"
+        baseline = None if other == "teacher" else f"{other}, seed {first}"
         made = compare(rows, deciding_metric="exact_match", tolerance=5.0, baseline=baseline)
         for d in made.recipes.differences if made.recipes else ():
             if d.a.startswith("distilled") and d.b.startswith(other) and d.metric in METRICS:
-                found_ = {"value": d.value, "low": d.low, "high": d.high, "verdict": d.verdict}
-                pairs.setdefault(f"distilled - {other}", {})[d.metric] = found_
+                figures = {"value": d.value, "low": d.low, "high": d.high, "verdict": d.verdict}
+                pairs.setdefault(f"distilled - {other}", {})[d.metric] = figures
     return pairs
 
 
 def summary(bench: Bench, stage: Stage, seeds: Sequence[int]) -> Facts:
-    """Run what is missing and return all figures."""
+    """Run what is missing; return all figures."""
     every = {seed: compare_seed(bench, seed) for seed in seeds}
     first = every[seeds[0]][0]
     rows: Facts = {}

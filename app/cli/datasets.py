@@ -85,13 +85,7 @@ def import_files(  # noqa: PLR0913 - options of one command
         follow_job(api, version["job_id"], quiet=as_json)
         version = api.get(f"/projects/{slug}/versions/{version['id']}")
     funnel: dict[str, Any] = version["funnel"]
-    warnings = list(version["warnings"])
-    if reference and not funnel["references"]:
-        warnings.append(
-            f"No answer has a reference: nothing was found at “{reference}”. "
-            "Name the field as a record spells it, such as metadata.reference, and import again."
-        )
-    for words in warnings:
+    for words in (*version["warnings"], *_about_reference(reference, funnel)):
         errors.print(words, style="yellow", markup=False, highlight=False, soft_wrap=True)
     if as_json:
         print_json({key: funnel[key] for key in FUNNEL})
@@ -100,6 +94,16 @@ def import_files(  # noqa: PLR0913 - options of one command
         console.print(line, markup=False, highlight=False)
     name = f"{dataset}@{version['number']}"
     console.print(f"{name} is a draft: look at it, then `stillhouse datasets freeze {dataset}`.")
+
+
+def _about_reference(reference: str | None, funnel: dict[str, Any]) -> list[str]:
+    if not reference or funnel["references"]:
+        return []
+    words = (
+        f"No answer has a reference: nothing was found at “{reference}”. "
+        "Name the field as a record spells it, such as metadata.reference, and import again."
+    )
+    return [words]
 
 
 def funnel_lines(funnel: dict[str, Any]) -> list[str]:
