@@ -44,8 +44,9 @@ def fan_out(tree: Mapping[str, Any]) -> list[dict[str, Any]]:
             for (knob, values), value in zip(varied, chosen, strict=True)
             if len(values) > 1
         ]
-        if words:
-            made["name"] = ", ".join((str(made.get("name") or "run"), *words))
+        name = made.get("name")
+        if words and isinstance(name, str) and name.strip():  # a missing name stays an error
+            made["name"] = ", ".join((name.strip(), *words))
         found.append(made)
     return found
 

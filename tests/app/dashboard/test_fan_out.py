@@ -39,6 +39,12 @@ def test_one_value_is_one_run_of_its_own_name(training: dict[str, Any]) -> None:
     assert only["training"].get("seed", 3) == 3
 
 
+@pytest.mark.parametrize("named", [{}, {"name": ""}, {"name": " "}, {"name": None}])
+def test_a_missing_name_is_not_made_up(named: dict[str, Any]) -> None:
+    found = fan_out({**named, "training": {"seed": [0, 1]}})
+    assert [f.get("name") for f in found] == [named.get("name")] * 2
+
+
 def test_only_what_compared_runs_may_differ_in_varies() -> None:
     fixed = {"temperatures", "freeze_embeddings"}
     fixed |= {k.name for k in knobs.of_group(knobs.EVALUATION)}
