@@ -71,6 +71,27 @@ MUTANTS = (
         ("tests/workers/distill/test_rendering.py",),
     ),
     Mutant(
+        "rewritten turns taken as they are",
+        RENDERING,
+        "except RewrittenTemplateError:\n            if len(targets) == 1:",
+        "except RewrittenTemplateError:\n            if targets:",
+        ("tests/workers/distill/test_template_families.py",),
+    ),
+    Mutant(
+        "what closes a whole conversation is learned",
+        RENDERING,
+        "alone.removesuffix(self._closed_by(messages[:turn], tools, before))",
+        "alone.removesuffix(self._closed_by(messages[:turn], tools, before)[:0])",
+        ("tests/workers/distill/test_template_families.py",),
+    ),
+    Mutant(
+        "completion is everything",
+        RENDERING,
+        "targets = {t for t in targets if t > prompt}",
+        "targets = {t for t in targets if t > -prompt}",
+        ("tests/workers/distill/test_template_families.py",),
+    ),
+    Mutant(
         "T² only in the reported value",
         FUSED,
         "kd_scale=alpha * temperature / problem.denominator",

@@ -64,7 +64,11 @@ def _training(*path: str) -> tuple[str, ...]:
     return ("training", *path)
 
 
-_TURNS: Options = (("all_turns", "all assistant turns"), ("last_turn", "the last turn only"))
+_TURNS: Options = (
+    ("all_turns", "all assistant turns"),
+    ("completion", "all after the last user message"),
+    ("last_turn", "the last turn only"),
+)
 _TEXT: Options = (("logged", "the logged answer"), ("reference", "the reference"))
 _PRECISION: Options = (
     ("auto", "bf16 where it helps"),

@@ -36,6 +36,7 @@ REASONS = {
     "no_target": "no turn that may be learned",
     "no_reference": "no reference answer",
     "too_long": "its last turn alone is too long",
+    "part_too_long": "an answer too long with its question; their other answers are learned",
     "template": "the chat template refuses it",
 }
 """Why a conversation cannot be trained on."""
@@ -139,6 +140,7 @@ def preview(request: Request, project: ProjectDep, job_id: int, session: Session
         "job": job,
         "preview": found,
         "render": spec.render,
+        "turns": knobs.BY_NAME["targets"].shown(spec.render.targets),
         "reasons": REASONS,
         "back": f"{base}/new?{query}" if query else f"{base}/new",
         "waits": not JobState(job.state).terminal,

@@ -33,4 +33,6 @@ class RenderPreview(Spec):
     """Conversations that lost their oldest turns."""
     tokens: int
     learned: int
+    in_parts: int = 0
+    """Conversations that are learned as several texts: the template rewrites earlier turns."""
     shown: tuple[PreviewedConversation, ...]

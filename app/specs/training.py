@@ -76,10 +76,15 @@ class Trainable(Chosen):
 
 
 class RenderSpec(Chosen):
-    """How a conversation becomes ids. Cut rule: system stays, oldest turns go, at a user turn."""
+    """How a conversation becomes ids. Cut rule: system stays, oldest turns go, at a user turn.
+
+    `targets` names which assistant turns are learned: all of them, the last one, or the
+    `completion`, which is every one after the last user message: in a trace with tools the calls
+    too, of which `last_turn` leaves out all but the last message. Flagged turns never are.
+    """
 
     max_tokens: int = Field(default=1024, ge=8)
-    targets: Literal["all_turns", "last_turn"] = "all_turns"
+    targets: Literal["all_turns", "last_turn", "completion"] = "all_turns"
     answer: CeTarget = "logged"
 
 

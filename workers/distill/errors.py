@@ -13,6 +13,10 @@ class TemplateError(DistillError):
     """A chat template cannot be rendered, or not with exact borders."""
 
 
+class RewrittenTemplateError(TemplateError):
+    """A chat template writes earlier turns differently once a conversation goes on."""
+
+
 class NothingToTrainError(DistillError):
     """A conversation (or a whole set) has no target left; `reason` is what funnels count."""
 

@@ -26,7 +26,7 @@ def preview_of(
     """
     skipped: Counter[str] = Counter()
     first_error: str | None = None
-    looked_at = cut = tokens = learned = 0
+    looked_at = cut = tokens = learned = in_parts = 0
     chosen: list[RenderedConversation] = []
     more: dict[str, RenderedConversation] = {}
     for conversation in conversations:
@@ -34,20 +34,24 @@ def preview_of(
             break
         looked_at += 1
         try:
-            rendered = renderer.render(conversation)
+            parts, left_out = renderer.parts(conversation)
         except (NothingToTrainError, TemplateError) as error:
             skipped[getattr(error, "reason", "template")] += 1
             first_error = first_error or str(error)
             continue
-        tokens += len(rendered.input_ids)
-        learned += int(rendered.target_mask.sum())
-        cut += rendered.cut_messages > 0
-        if len(chosen) < FIRST:
-            chosen.append(rendered)
-        elif rendered.cut_messages:
-            more.setdefault("cut", rendered)
-        elif _turns(rendered) > 1:
-            more.setdefault("turns", rendered)
+        if left_out:
+            skipped["part_too_long"] += left_out
+        in_parts += len(parts) + left_out > 1
+        cut += any(part.cut_messages for part in parts)
+        for rendered in parts:
+            tokens += len(rendered.input_ids)
+            learned += int(rendered.target_mask.sum())
+            if len(chosen) < FIRST:
+                chosen.append(rendered)
+            elif rendered.cut_messages:
+                more.setdefault("cut", rendered)
+            elif _turns(rendered) > 1:
+                more.setdefault("turns", rendered)
     return RenderPreview(
         looked_at=looked_at,
         skipped=dict(sorted(skipped.items())),
@@ -55,6 +59,7 @@ def preview_of(
         cut=cut,
         tokens=tokens,
         learned=learned,
+        in_parts=in_parts,
         shown=tuple(_shown(renderer, r) for r in (*chosen, *more.values())),
     )
 

@@ -10,14 +10,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from jinja2 import TemplateError as JinjaError
 from numpy.typing import NDArray
-from transformers.utils.chat_template_utils import render_jinja_template
 
 from app.specs.conversation import Conversation, Message
 from app.specs.preview import PreviewPiece
 from app.specs.training import RenderSpec
-from workers.distill.errors import NothingToTrainError, TemplateError
+from workers.distill.chat_templates import ChatTemplate
+from workers.distill.errors import NothingToTrainError, RewrittenTemplateError, TemplateError
 from workers.distill.values import RenderedConversation
 
 _GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
@@ -29,8 +28,11 @@ class RenderedSet:
 
     rendered: tuple[RenderedConversation, ...]
     skipped: dict[str, int] = field(default_factory=dict)
-    """Conversations by reason: no_target, no_reference, too_long, template."""
+    """Conversations by reason: no_target, no_reference, too_long, template; `part_too_long` counts
+    parts of conversations of which others are here."""
     first_error: str | None = None
+    in_parts: int = 0
+    """Conversations that are here in several parts, as `Renderer.parts` tells."""
 
     @property
     def cut_messages(self) -> int:
@@ -63,7 +65,8 @@ class Renderer:
             )
         self.tokenizer = tokenizer
         self.spec = spec
-        self._template = template
+        self._template = ChatTemplate(template, tokenizer.special_tokens_map)
+        self._closing: str | None = None
         self._marked = bool(_GENERATION_MARK.search(template))
         self._special = set(tokenizer.all_special_ids)
         added = tokenizer.added_tokens_decoder
@@ -74,7 +77,46 @@ class Renderer:
 
         Errors: NothingToTrainError (no target, no reference, too long), TemplateError.
         """
+        return self._rendered(conversation, *self._view(conversation))
+
+    def parts(self, conversation: Conversation) -> tuple[list[RenderedConversation], int]:
+        """Return a conversation as it is trained on, and how many parts of it were too long.
+
+        It is one text where the template leaves earlier turns as they were. Some rewrite them (a
+        thought is written only until the next question): then every answer is rendered after what
+        generation saw before it, one text for the answers to each question, or for each answer.
+        No answer is in two of them. Errors: as `render`.
+        """
         messages, targets = self._view(conversation)
+        try:
+            return [self._rendered(conversation, messages, targets)], 0
+        except RewrittenTemplateError:
+            if len(targets) == 1:
+                raise
+        groups: dict[int, set[int]] = {}
+        for turn in sorted(targets):
+            groups.setdefault(_question(messages, turn), set()).add(turn)
+        found: list[RenderedConversation] = []
+        error: NothingToTrainError | None = None
+        left_out = 0
+        waiting = list(groups.values())
+        while waiting:
+            turns = waiting.pop(0)
+            try:
+                found.append(self._rendered(conversation, messages[: max(turns) + 1], turns))
+            except RewrittenTemplateError:
+                if len(turns) == 1:
+                    raise
+                waiting[:0] = [{turn} for turn in sorted(turns)]
+            except NothingToTrainError as too_long:
+                error, left_out = too_long, left_out + 1
+        if error is not None and not found:
+            raise error
+        return found, left_out
+
+    def _rendered(
+        self, conversation: Conversation, messages: list[Message], targets: set[int]
+    ) -> RenderedConversation:
         cut, text, ids = self._fit(messages, conversation.tools, last=max(targets))
         kept = messages[: _systems(messages)] + messages[cut:] if cut else messages
         shift = cut - _systems(messages) if cut else 0
@@ -91,16 +133,21 @@ class Renderer:
         )
 
     def render_all(self, conversations: Iterable[Conversation]) -> RenderedSet:
-        """Render a set. One that cannot be rendered is counted by reason and left out.
+        """Render a set, in parts where needed. What cannot be is counted by reason and left out.
 
         Errors: NothingToTrainError where none is left.
         """
         rendered: list[RenderedConversation] = []
         skipped: Counter[str] = Counter()
         first_error: str | None = None
+        in_parts = 0
         for conversation in conversations:
             try:
-                rendered.append(self.render(conversation))
+                parts, left_out = self.parts(conversation)
+                rendered += parts
+                in_parts += len(parts) + left_out > 1
+                if left_out:
+                    skipped["part_too_long"] += left_out
             except NothingToTrainError as error:
                 skipped[error.reason] += 1
                 first_error = first_error or str(error)
@@ -113,7 +160,7 @@ class Renderer:
                 f"First reason: {first_error or 'the set is empty.'}",
                 reason="empty_set",
             )
-        return RenderedSet(tuple(rendered), dict(sorted(skipped.items())), first_error)
+        return RenderedSet(tuple(rendered), dict(sorted(skipped.items())), first_error, in_parts)
 
     def render_prompt(
         self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()
@@ -169,6 +216,9 @@ class Renderer:
             messages[max(known)] = turn.model_copy(update=changes)
         elif self.spec.targets == "last_turn":
             targets = {max(targets)}
+        elif self.spec.targets == "completion":
+            prompt = _question(messages, max(targets))
+            targets = {t for t in targets if t > prompt}
         return messages[: max(targets) + 1], targets
 
     def _fit(
@@ -215,10 +265,7 @@ class Renderer:
         mask = np.zeros(len(ids), dtype=np.bool_)
         spans = self._marked_spans(messages, tools, text) if self._marked else {}
         for turn in turns:
-            if self._marked:
-                start, end = spans[turn]
-            else:
-                start, end = self._incremental_span(messages, tools, turn, text)
+            start, end = self._span(messages, tools, turn, text, spans.get(turn))
             self._check_written(messages[turn], text[start:end], turn)
             first, stop = self._border(text, ids, start), self._border(text, ids, end)
             first, stop = self._end_of_turn(ids, first, stop)
@@ -231,7 +278,7 @@ class Renderer:
     def _marked_spans(
         self, messages: list[Message], tools: Sequence[dict[str, Any]], text: str
     ) -> dict[int, tuple[int, int]]:
-        rendered, spans = self._call_template(messages, tools, marks=True)
+        rendered, spans = self._template.render([template_message(m) for m in messages], tools)
         assistants = [i for i, m in enumerate(messages) if m.role == "assistant"]
         if rendered != text or len(spans) != len(assistants):
             raise TemplateError(
@@ -240,20 +287,50 @@ class Renderer:
             )
         return dict(zip(assistants, spans, strict=True))
 
-    def _incremental_span(
-        self, messages: list[Message], tools: Sequence[dict[str, Any]], turn: int, text: str
+    def _span(
+        self,
+        messages: list[Message],
+        tools: Sequence[dict[str, Any]],
+        turn: int,
+        text: str,
+        marked: tuple[int, int] | None,
     ) -> tuple[int, int]:
+        """Return [start, end) of a turn in the text: from where generation starts to its end."""
         if turn == 0:
             raise TemplateError("A conversation cannot begin with a target: no prompt precedes it.")
         before = self._text(messages[:turn], tools, generate=True)
-        until = self._text(messages[: turn + 1], tools)
-        if not text.startswith(before) or not text.startswith(until):
-            raise TemplateError(
+        alone = text if turn == len(messages) - 1 else self._text(messages[: turn + 1], tools)
+        alone = alone.removesuffix(self._closed_by(messages[:turn], tools, before))
+        thought = (messages[turn].reasoning or "").strip()
+        start, end = marked or (len(before), len(alone))
+        dropped = thought in alone[len(before) :] and thought not in text[start:end]
+        if text.startswith(before) and (marked or text.startswith(alone)) and not dropped:
+            return max(start, len(before)), end
+        if turn < len(messages) - 1:
+            raise RewrittenTemplateError(
                 f"The chat template writes the beginning of a conversation differently once it goes"
-                f" on (message {turn + 1}), so its borders are not exact. Take targets: last_turn, "
-                "or a template with {% generation %} marks."
+                f" on (message {turn + 1}), so no one text shows what each answer was given to. "
+                "Take targets: last_turn, or a template that leaves earlier turns as they were."
             )
-        return len(before), len(until)
+        raise TemplateError(
+            f"The chat template asks for the answer of message {turn + 1} with other words than it "
+            "writes before it, so generation would start from ids that training never saw. Mend "
+            "add_generation_prompt in chat_template.jinja, or fill in the reasoning it begins."
+        )
+
+    def _closed_by(self, prompt: list[Message], tools: Sequence[dict[str, Any]], asked: str) -> str:
+        """Return what the template writes after a whole conversation (an EOS); often nothing.
+
+        It is what a prompt ends in where no answer is asked for, so it belongs to no turn.
+        """
+        if self._closing is None:
+            closed = self._text(prompt, tools)
+            found = self.tokenizer(closed, add_special_tokens=False, return_offsets_mapping=True)
+            pairs = zip(found["input_ids"], self.encode(asked), strict=False)
+            same = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+            places = found["offset_mapping"]
+            self._closing = closed[places[same][0] :] if same < len(places) else ""
+        return self._closing
 
     def _border(self, text: str, ids: list[int], position: int) -> int:
         """Return how many tokens precede a character, having checked that none straddles it."""
@@ -297,32 +374,8 @@ class Renderer:
     def _text(
         self, messages: list[Message], tools: Sequence[dict[str, Any]], *, generate: bool = False
     ) -> str:
-        return self._call_template(messages, tools, generate=generate)[0]
-
-    def _call_template(
-        self,
-        messages: list[Message],
-        tools: Sequence[dict[str, Any]],
-        *,
-        generate: bool = False,
-        marks: bool = False,
-    ) -> tuple[str, list[tuple[int, int]]]:
-        try:
-            answer: Any = render_jinja_template(
-                [[template_message(m) for m in messages]],
-                tools=list(tools) or None,
-                chat_template=self._template,
-                return_assistant_tokens_mask=marks,
-                add_generation_prompt=generate,
-                **self.tokenizer.special_tokens_map,
-            )
-        except (JinjaError, TypeError, ValueError, ArithmeticError, LookupError) as error:
-            raise TemplateError(
-                f"The chat template refused {len(messages)} messages "
-                f"({', '.join(m.role for m in messages[:6])} …): {error}"
-            ) from error
-        texts, spans = answer
-        return texts[0], [(int(a), int(b)) for a, b in spans[0]] if marks else []
+        plain = [template_message(m) for m in messages]
+        return self._template.render(plain, tools, generate=generate)[0]
 
 
 def template_message(message: Message) -> dict[str, Any]:
@@ -341,6 +394,7 @@ def template_message(message: Message) -> dict[str, Any]:
         "tool_call_id": message.tool_call_id,
         "name": message.name,
         "reasoning_content": message.reasoning,
+        "thinking": message.reasoning,  # gpt-oss reads that name
     }
     out.update({key: value for key, value in named.items() if value is not None})
     return out
@@ -359,3 +413,8 @@ def _systems(messages: Sequence[Message]) -> int:
     while count < len(messages) and messages[count].role == "system":
         count += 1
     return count
+
+
+def _question(messages: Sequence[Message], turn: int) -> int:
+    """Return the place of the last user message before a turn; −1 where there is none."""
+    return next((i for i in range(turn - 1, -1, -1) if messages[i].role == "user"), -1)

@@ -63,6 +63,8 @@ class PrecomputeTask:
         rendered = Renderer(tokenizer, inputs.job.render).render_all(conversations)
         for reason, count in rendered.skipped.items():
             calls.log(f"{count} conversations left out: {reason}", "warning")
+        if rendered.in_parts:
+            calls.log(f"{rendered.in_parts} conversations in parts: the template rewrites turns")
         teacher = LocalTeacher(
             load_model(Path(inputs.teacher)).to(compute_device()), inputs.space.vocabulary
         )

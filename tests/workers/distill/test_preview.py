@@ -1,7 +1,10 @@
 """What would be learned, for people: counts of all, pieces of a few, reasons of the rest."""
 
+from pathlib import Path
+
 from app.specs.training import RenderSpec
 from tests.workers.distill.conftest import CHATML
+from tests.workers.distill.families import FAMILIES, write_tokenizer
 from tests.workers.distill.test_rendering import TWO_TURNS, Tokenizers, talk
 from workers.distill.preview import MOST_READ, preview_of
 from workers.distill.rendering import Renderer
@@ -53,3 +56,22 @@ def test_long_texts_are_clipped_for_people_alone(tokenizer_for: Tokenizers) -> N
     assert "characters …" in shown.pieces[0].text
     assert len(shown.pieces[0].text) < MOST_READ + 50
     assert shown.tokens == len(renderer.render(long).input_ids)
+
+
+def test_parts_are_shown_one_by_one_and_counted_as_one_conversation(tmp_path: Path) -> None:
+    tokenizer = write_tokenizer(FAMILIES["qwen"], tmp_path, marked=False)
+    thoughtful = TWO_TURNS.model_copy(
+        update={
+            "messages": tuple(
+                m.model_copy(update={"reasoning": f"Thought {i}."}) if m.is_target else m
+                for i, m in enumerate(TWO_TURNS.messages)
+            )
+        }
+    )
+    found = preview_of(Renderer(tokenizer, RenderSpec()), [thoughtful])
+    assert (found.looked_at, found.in_parts, len(found.shown)) == (1, 1, 2)
+    learned = [[p.text for p in c.pieces if p.learned] for c in found.shown]
+    assert learned == [
+        ["<think>\nThought 1.\n</think>\n\nHow may I help?<|im_end|>"],
+        ["<think>\nThought 3.\n</think>\n\nYes, a big one.<|im_end|>"],
+    ]
