@@ -45,8 +45,8 @@ MUTANTS = (
     Mutant(
         "labels shifted by one",
         BATCHES,
-        "positions.append(row * length + predicted - 1)",
-        "positions.append(row * length + predicted)",
+        "positions.append(number * length + start + predicted - 1)",
+        "positions.append(number * length + start + predicted)",
         ("tests/workers/distill/test_batches.py",),
     ),
     Mutant(
@@ -164,8 +164,8 @@ MUTANTS = (
     Mutant(
         "denominator local to the micro-batch",
         BATCHES,
-        "denominator=sum(b.target_tokens for b in micro)",
-        "denominator=micro[0].target_tokens",
+        "denominator=sum(int(r.target_mask[1:].sum()) for r in chosen)",
+        "denominator=int(chosen[0].target_mask[1:].sum())",
         ("tests/workers/distill/test_batches.py",),
     ),
     Mutant(

@@ -13,6 +13,9 @@ ObjectiveKind = Literal["forward_kl", "reverse_kl", "jsd", "total_variation", "c
 CeTarget = Literal["reference", "logged"]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 RunRole = Literal["distilled", "sequence_level", "labels_only", "fine_tune"]
+SelectBy = Literal["loss", "kl", "agreement", "exact_match", "field_f1"]
+BY_ANSWERS: tuple[SelectBy, ...] = ("exact_match", "field_f1")
+"""What can only be measured by letting the student answer."""
 
 
 class Objective(Chosen):
@@ -47,7 +50,13 @@ class Objective(Chosen):
 
 
 class Schedule(Chosen):
-    """Optimiser steps and their shape. A batch is `batch_size` conversations a step."""
+    """Optimiser steps and their shape. A batch is `batch_size` conversations a step.
+
+    `micro_batch_size`: conversations (with `packing`: rows) in memory at once; None lets a memory
+    probe choose. `ranks`: processes that share a step. Neither changes a loss beyond rounding.
+    `select_by`: which validation metric says what weights are the best. `patience`: so many
+    validations without an improvement of it by more than `min_delta` end the training; None: never.
+    """
 
     steps: int = Field(default=150, ge=1, le=10_000_000)
     batch_size: int = Field(default=16, ge=1, le=1_000_000)
@@ -60,6 +69,13 @@ class Schedule(Chosen):
     max_grad_norm: float = Field(default=1.0, gt=0)
     snapshot_every: int = Field(default=50, ge=1)
     validate_every: int = Field(default=50, ge=1)
+    select_by: SelectBy = "loss"
+    selection_conversations: int = Field(default=64, ge=1)
+    """Validation conversations answered at most, where `select_by` needs answers."""
+    patience: int | None = Field(default=None, ge=1)
+    min_delta: float = Field(default=0.0, ge=0)
+    packing: bool = False
+    ranks: int = Field(default=1, ge=1, le=64)
 
     @model_validator(mode="after")
     def _micro_batch_fits(self) -> "Schedule":
@@ -97,6 +113,7 @@ class TrainingSpec(Chosen):
     render: RenderSpec = RenderSpec()
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     loss_chunk_tokens: int = Field(default=256, ge=1)
+    gradient_checkpointing: bool = False
     seed: int = Field(default=0, ge=0)
     max_train_conversations: int | None = Field(default=None, ge=1)
 
@@ -104,6 +121,14 @@ class TrainingSpec(Chosen):
     def _one_answer(self) -> "TrainingSpec":
         if self.render.answer != self.objective.ce_target:
             raise ValueError("render.answer and objective.ce_target must name the same text")
+        return self
+
+    @model_validator(mode="after")
+    def _selection_is_measured(self) -> "TrainingSpec":
+        if self.schedule.select_by == "kl" and not self.objective.needs_teacher:
+            raise ValueError(
+                "select_by kl needs a teacher term: choose loss or agreement, or set alpha above 0"
+            )
         return self
 
 

@@ -9,6 +9,7 @@ import torch
 
 from app.specs.training import Objective, Schedule
 from workers.distill.errors import MissingRowsError, NothingToTrainError, RowCountError
+from workers.distill.packing import first_fit_decreasing
 from workers.distill.teacher_shards import decode, join_rows
 from workers.distill.values import RenderedConversation, SparseTargets, StudentBatch, TargetRows
 
@@ -25,12 +26,16 @@ class TeacherLookup(Protocol):
         """Return rows [L − 1, …] for each entry, None where there are none."""
 
 
+Row = Sequence[RenderedConversation]
+"""Conversations that lie behind one another in one row of a batch."""
+
+
 @dataclass(frozen=True, slots=True)
 class StepBatches:
-    """The micro-batches of one optimiser step.
+    """The micro-batches of one optimiser step, or those that one of several ranks takes of it.
 
-    `denominator` is Σ m over all of them, known before the first backward: the loss of each
-    micro-batch is divided by it, so how a step is split changes nothing.
+    `denominator` is Σ m over the whole step, known before the first backward: the loss of each
+    micro-batch is divided by it, so how a step is split or dealt out changes nothing.
     """
 
     step: int
@@ -43,7 +48,9 @@ class BatchSource:
     """What a step trains on: a pure function of (seed, step), so resuming needs only the step.
 
     The stream is one seeded permutation of the conversations after another; step s (from 0) takes
-    `schedule.batch_size` of it. `cursor` is the next step; iterating advances it.
+    `schedule.batch_size` of it. `cursor` is the next step; iterating advances it. `micro_size` is
+    how many conversations (packed: rows) a micro-batch has, None for all; `share` is (rank, ranks).
+    Both may change between steps.
     """
 
     def __init__(
@@ -68,6 +75,8 @@ class BatchSource:
         self._schedule = schedule
         self._seed = seed
         self.cursor = 0
+        self.micro_size = schedule.micro_batch_size
+        self.share = (0, 1)
 
     def __len__(self) -> int:
         return len(self._rendered)
@@ -87,17 +96,30 @@ class BatchSource:
         """Return the micro-batches of step `number`, counted from 0."""
         size = self._schedule.batch_size
         chosen = [self._rendered[i] for i in self._order(number * size, size)]
-        micro_size = self._schedule.micro_batch_size or size
-        micro = tuple(
-            self._collator(chosen[start : start + micro_size])
-            for start in range(0, size, micro_size)
-        )
+        rank, ranks = self.share
         return StepBatches(
             step=number,
-            micro=micro,
-            denominator=sum(b.target_tokens for b in micro),
+            micro=tuple(self._collator.rows(part) for part in self._parts(chosen)[rank::ranks]),
+            denominator=sum(int(r.target_mask[1:].sum()) for r in chosen),
             conversations=tuple(r.conversation_id for r in chosen),
         )
+
+    def longest(self, count: int) -> StudentBatch:
+        """Return a micro-batch of the longest conversations, one a row: what takes most memory."""
+        order = sorted(self._rendered, key=lambda r: -len(r.input_ids))
+        return self._collator((order * count)[:count] if len(order) < count else order[:count])
+
+    def _parts(self, chosen: Sequence[RenderedConversation]) -> list[list[Row]]:
+        """Return the rows of each micro-batch: alike in length, so that little is padding."""
+        lengths = [len(c.input_ids) for c in chosen]
+        if self._schedule.packing:
+            rows = [[chosen[i] for i in row] for row in first_fit_decreasing(lengths, max(lengths))]
+        else:
+            rows = [[c] for c in chosen]
+        size = min(self.micro_size or len(rows), -(-len(rows) // self.share[1]))
+        if size < len(rows):
+            rows.sort(key=lambda row: -sum(len(c.input_ids) for c in row))
+        return [rows[start : start + size] for start in range(0, len(rows), size)]
 
     def _order(self, start: int, count: int) -> list[int]:
         total = len(self._rendered)
@@ -125,26 +147,37 @@ class Collator:
         self._pad_id = pad_id
 
     def __call__(self, conversations: Sequence[RenderedConversation]) -> StudentBatch:
+        """Return the batch of conversations that have a row each; see `rows`."""
+        return self.rows([[c] for c in conversations])
+
+    def rows(self, rows: Sequence[Row]) -> StudentBatch:
         """Return the right-padded batch [B, L] and its N supervised positions, labels shifted.
 
-        Position t of a conversation predicts token t + 1 and joins teacher row t. Where an entry
-        has no teacher rows its tokens keep their label only (alpha 0).
+        Position t of a conversation predicts token t + 1 of the same conversation and joins teacher
+        row t. Where an entry has no teacher rows its tokens keep their label only (alpha 0).
         """
-        length = max(len(c.input_ids) for c in conversations)
-        shape = (len(conversations), length)
+        length = max(sum(len(c.input_ids) for c in row) for row in rows)
+        shape = (len(rows), length)
         input_ids = np.full(shape, self._pad_id, dtype=np.int64)
         attention = np.zeros(shape, dtype=np.int64)
+        documents = np.empty(shape, dtype=np.int64)
         positions, labels, steps = [], [], []
-        for row, conversation in enumerate(conversations):
-            size = len(conversation.input_ids)
-            input_ids[row, :size] = conversation.input_ids
-            attention[row, :size] = 1
-            predicted = np.flatnonzero(conversation.target_mask)
-            predicted = predicted[predicted > 0]
-            steps.append(predicted - 1)
-            positions.append(row * length + predicted - 1)
-            labels.append(conversation.input_ids[predicted].astype(np.int64))
-        teacher, alpha = self._teacher(conversations, steps)
+        for number, row in enumerate(rows):
+            start = 0
+            for document, conversation in enumerate(row):
+                stop = start + len(conversation.input_ids)
+                input_ids[number, start:stop] = conversation.input_ids
+                attention[number, start:stop] = 1
+                documents[number, start:stop] = document
+                predicted = np.flatnonzero(conversation.target_mask)
+                predicted = predicted[predicted > 0]
+                steps.append(predicted - 1)
+                positions.append(number * length + start + predicted - 1)
+                labels.append(conversation.input_ids[predicted].astype(np.int64))
+                start = stop
+            documents[number, start:] = len(row)
+        teacher, alpha = self._teacher([c for row in rows for c in row], steps)
+        packed = any(len(row) > 1 for row in rows)
         return StudentBatch(
             input_ids=torch.from_numpy(input_ids),
             attention_mask=torch.from_numpy(attention),
@@ -152,6 +185,7 @@ class Collator:
             labels=torch.from_numpy(np.concatenate(labels)),
             alpha=alpha,
             teacher=teacher,
+            documents=torch.from_numpy(documents) if packed else None,
         )
 
     def _teacher(

@@ -69,6 +69,26 @@ class NonFiniteLossError(DistillError):
     """The loss or gradient is nan or infinite at a step."""
 
 
+class OutOfMemoryError(DistillError):
+    """Not even one conversation's step fits into memory."""
+
+
+class DiskFullError(DistillError):
+    """A disk has no room for what is to be written."""
+
+
+class ContextLengthError(DistillError):
+    """A conversation is longer than the checkpoint can read."""
+
+
+class PackingError(DistillError):
+    """A type of checkpoint cannot keep packed documents apart exactly."""
+
+
+class RankLostError(DistillError):
+    """One of the processes that share a training ended before it."""
+
+
 class PruneError(DistillError):
     """A prune spec that the teacher cannot satisfy."""
 

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from workers.distill.errors import HeadError
+from workers.distill.packing import document_masks, positions_of
 
 _SCALED = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
@@ -17,9 +18,23 @@ class SplitHead:
     decoder: Any
     weight: torch.Tensor
 
-    def hidden(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """Return the last hidden states [B, L, D] after the final norm."""
-        output = self.decoder(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+    def hidden(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        documents: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return the last hidden states [B, L, D] after the final norm.
+
+        documents: [B, L], where a row packs several: none of them sees another.
+        """
+        packed: dict[str, Any] = {}
+        if documents is not None:
+            attention_mask = document_masks(documents, self.decoder.config)
+            packed["position_ids"] = positions_of(documents)
+        output = self.decoder(
+            input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **packed
+        )
         states: torch.Tensor = output.last_hidden_state
         return states
 

@@ -60,6 +60,8 @@ class StudentBatch:
     input_ids, attention_mask: [B, L]. positions: [N] flat indices into B·L of the hidden
     states that predict; labels: [N] the ids they predict. teacher: rows for the same N, or None.
     alpha: [N] per-token weight of the teacher term (0 where no teacher row, 1 where no label).
+    documents: [B, L] which document of its row a token belongs to (padding is one of its own), or
+    None where each row is one conversation.
     """
 
     input_ids: torch.Tensor
@@ -68,6 +70,7 @@ class StudentBatch:
     labels: torch.Tensor
     alpha: torch.Tensor
     teacher: SparseTargets | None
+    documents: torch.Tensor | None = None
 
     @property
     def target_tokens(self) -> int:
