@@ -26,6 +26,8 @@ class Knob:
     optional: bool = False
     teacher_only: bool = False
     """Read only where the objective has a teacher term."""
+    empty: str = "all"
+    """What stands for no value."""
 
     @property
     def may_vary(self) -> bool:
@@ -52,7 +54,7 @@ class Knob:
     def shown(self, value: Any) -> str:
         """Return a value in words."""
         if value is None:
-            return "all"
+            return self.empty
         if self.kind == "flag":
             return "yes" if value else "no"
         if self.kind == "select":
@@ -87,6 +89,14 @@ DIVERGENCES: Options = (
     ("reverse_kl", "reverse KL"),
     ("jsd", "Jensen–Shannon"),
     ("total_variation", "total variation"),
+)
+
+SELECTED_BY: Options = (
+    ("loss", "validation loss"),
+    ("kl", "validation KL"),
+    ("agreement", "token agreement"),
+    ("exact_match", "exact match"),
+    ("field_f1", "field F1"),
 )
 
 KNOBS: tuple[Knob, ...] = (
@@ -170,7 +180,40 @@ KNOBS: tuple[Knob, ...] = (
         _training("schedule", "validate_every"),
         SCHEDULE,
         "Validate every",
-        "Steps. The best weights by validation loss are kept.",
+        "Steps. The best weights by these validations are kept.",
+    ),
+    Knob(
+        "select_by",
+        _training("schedule", "select_by"),
+        SCHEDULE,
+        "Best by",
+        "What says on validation data which weights are kept. Matches cost time: answers are made.",
+        "select",
+        SELECTED_BY,
+    ),
+    Knob(
+        "selection_conversations",
+        _training("schedule", "selection_conversations"),
+        SCHEDULE,
+        "Answers a validation",
+        "Validation conversations at most, where exact match or field F1 decides.",
+    ),
+    Knob(
+        "patience",
+        _training("schedule", "patience"),
+        SCHEDULE,
+        "Patience",
+        "Validations without improvement that end the training; empty for all steps.",
+        optional=True,
+        empty="all steps",
+    ),
+    Knob(
+        "min_delta",
+        _training("schedule", "min_delta"),
+        SCHEDULE,
+        "Improvement above",
+        "Less does not count for patience: nats of loss and KL, points of the others.",
+        "float",
     ),
     Knob(
         "snapshot_every",
@@ -193,8 +236,32 @@ KNOBS: tuple[Knob, ...] = (
         _training("schedule", "micro_batch_size"),
         WEIGHTS,
         "Micro-batch size",
-        "Conversations in memory at once; the gradient is added up. Empty for the whole batch.",
+        "Conversations in memory at once; the gradient is added up. Empty: as many as fit.",
         optional=True,
+        empty="as many as fit",
+    ),
+    Knob(
+        "gradient_checkpointing",
+        _training("gradient_checkpointing"),
+        WEIGHTS,
+        "Gradient checkpointing",
+        "Computes layers twice to hold less in memory. Losses stay the same.",
+        "flag",
+    ),
+    Knob(
+        "packing",
+        _training("schedule", "packing"),
+        WEIGHTS,
+        "Packing",
+        "Short conversations share a row, none sees another. Less padding, the same losses.",
+        "flag",
+    ),
+    Knob(
+        "ranks",
+        _training("schedule", "ranks"),
+        WEIGHTS,
+        "Processes",
+        "They share each step, on one graphics card each. Losses stay the same.",
     ),
     Knob(
         "min_lr_ratio",

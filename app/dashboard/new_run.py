@@ -43,10 +43,12 @@ COMPARED: tuple[RunRole, ...] = ("distilled", "sequence_level", "labels_only")
 PRESETS: tuple[tuple[str, str, str], ...] = (
     ("fast", "Fast check", "20 steps on 200 conversations: proves the set-up before you pay."),
     ("balanced", "Balanced", "About 3 epochs, 150 steps at least. Good enough to press start."),
-    ("thorough", "Thorough", "About 8 epochs, 400 steps at least, validated more often."),
+    ("thorough", "Thorough", "About 8 epochs, 400 steps at least, until the best is reached."),
 )
 EPOCHS = {"balanced": (3, 150, 3000), "thorough": (8, 400, 12_000)}
 """Preset → epochs, and the fewest and most steps."""
+PATIENCE = "4"
+"""Of the thorough preset, which validates eight times at least."""
 TUNED_LAYERS = 8
 USUAL_TOKENS = 1024
 DEFAULTS: dict[str, str] = {
@@ -65,7 +67,7 @@ _OBJECTIVES: dict[RunRole, dict[str, str]] = {
 }
 _BETWEEN = re.compile(r",\s+|[;\s]\s*")
 """Between the values of a list; a comma alone may be meant as a decimal point, and is refused."""
-_ABOUT = {"schedule": "micro_batch_size", "objective": "alpha"}
+_ABOUT = {"schedule": "micro_batch_size", "objective": "alpha", "training": "select_by"}
 """Where a rule that binds several settings of a part of the spec is told."""
 _STEMS: dict[RunRole, str] = {
     "distilled": "distilled",
@@ -83,6 +85,8 @@ class Choices:
     versions: Sequence[DatasetVersion]
     last: RunSpec | None
     """The newest run's settings: what is cut alike shares a teacher cache."""
+    deciding: str = "exact_match"
+    """The project's deciding metric."""
 
     @property
     def checkpoint_options(self) -> list[tuple[int, str]]:
@@ -151,6 +155,7 @@ def choices_of(session: Session, project: Project) -> Choices:
         [c for c in checkpoints.of_project(session, project.id) if c.state != "failed"],
         [v for v in versions if v.state in ("frozen", "draft")],
         queries.last_spec(session, project.id),
+        project.deciding_metric,
     )
 
 
@@ -160,7 +165,7 @@ def first_values(session: Session, project: Project, choices: Choices) -> Values
     version = frozen or (choices.versions[0] if choices.versions else None)
     values = {
         **DEFAULTS,
-        "freeze_embeddings": "",
+        **dict.fromkeys((k.name for k in knobs.KNOBS if k.kind == "flag"), ""),
         "also": [],
         "role": DISTILLED,
         "preset": "balanced",
@@ -233,6 +238,8 @@ def with_preset(choices: Choices, values: Mapping[str, Any]) -> Values:
             "warmup_steps": "2",
             "validate_every": "10",
             "snapshot_every": "10",
+            "select_by": "loss",
+            "patience": "",
             "max_train_conversations": "200",
             "max_conversations": "50",
         }
@@ -241,16 +248,24 @@ def with_preset(choices: Choices, values: Mapping[str, Any]) -> Values:
     rounds, least, most = EPOCHS[preset]
     batch = 16
     steps = min(max(least, -(-rounds * splits.get("train", 0) // batch)), most)
-    often = max(10, min(100, steps // (3 if preset == "balanced" else 8)))
+    thorough = preset == "thorough"
+    often = max(10, min(100, steps // (8 if thorough else 3)))
     return changed | {
         "steps": str(steps),
         "batch_size": str(batch),
         "warmup_steps": str(max(10, steps // 30)),
         "validate_every": str(often),
         "snapshot_every": str(often),
+        "select_by": _selected_by(choices.deciding, values) if thorough else "loss",
+        "patience": PATIENCE if thorough else "",
         "max_train_conversations": "",
         "max_conversations": "",
     }
+
+
+def _selected_by(deciding: str, values: Mapping[str, Any]) -> str:
+    """Return what judges snapshots: the project's deciding metric, where a run can measure it."""
+    return "loss" if deciding == "kl" and values.get("role") != DISTILLED else deciding
 
 
 def _context(choices: Choices, values: Mapping[str, str]) -> int:
@@ -363,6 +378,7 @@ def specs_of(
     for role in COMPARED if own else ():
         if role in values["also"] and role != own[0].effective_role:
             changed = {**values, "role": role, **_OBJECTIVES[role]}
+            changed["select_by"] = _selected_by(values["select_by"], changed)
             changed["name"] = queries.free_name(session, project.id, _STEMS[role], own[0].group)
             specs += read_specs(changed)[1]
     return specs

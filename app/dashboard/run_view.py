@@ -1,6 +1,6 @@
 """What the pages of runs show beside the rows: phases in words, attempts, curves, results."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -21,7 +21,7 @@ from app.jobs.models import JobAttempt, JobSnapshot
 from app.jobs.queries import JobLine
 from app.jobs.snapshots import KEPT, left_by
 from app.metrics.comparison import Cell, cell_of
-from app.metrics.formatting import duration, number, tokens
+from app.metrics.formatting import duration, metric_value, number, tokens
 from app.metrics.registry import METRICS
 from app.projects.models import Project
 from app.runs import queries
@@ -39,10 +39,13 @@ ROLE_WORDS = {
     "labels_only": "labels only",
     "fine_tune": "fine-tuned",
 }
+JUDGES = ("validation/agreement", "validation/exact_match", "validation/field_f1")
+"""Measured only where one of them says which weights are the best."""
 CHARTS: tuple[tuple[str, str, str, int, tuple[str, ...]], ...] = (
     ("loss", "Loss", "nats per target token", 4, ("train/loss", "validation/loss")),
     ("kl", "KL to the teacher", "nats per token", 4, ("train/kd_loss", "validation/kl")),
     ("ce", "Cross-entropy", "nats per labelled token", 4, ("train/ce_loss",)),
+    ("right", "Right on validation data", "share", 3, JUDGES),
     ("rate", "Learning rate", "", 7, ("optim/learning_rate",)),
     ("norm", "Gradient norm", "before clipping", 3, ("optim/grad_norm",)),
     ("speed", "Training speed", "tokens/s", 0, ("perf/tokens_per_second",)),
@@ -55,6 +58,7 @@ STATS = (
     "train/ce_loss",
     "validation/loss",
     "validation/kl",
+    *JUDGES,
     "perf/tokens_per_second",
     "data/tokens",
     "optim/grad_norm",
@@ -186,7 +190,8 @@ def stats_of(session: Session, view: RunView) -> list[tuple[str, str, str]]:
             continue
         step, value = found[name]
         metric = METRICS[name]
-        text = tokens(value) if name == "data/tokens" else number(value, metric.digits)
+        text = tokens(value) if name == "data/tokens" else metric_value(name, value)
+        text += f" {metric.unit}" if metric.percent else ""
         words = f"step {step:,}" if name.startswith("validation/") else ""
         shown.append((metric.label, text, words))
     return shown
@@ -200,9 +205,13 @@ def charts_of(session: Session, view: RunView, spec: RunSpec) -> list[dict[str, 
     for key, title, unit, digits, names in CHARTS:
         if key in TEACHER_CHARTS and not teacher:
             continue
+        judge = f"validation/{spec.training.schedule.select_by}"
+        shown = [name for name in names if name not in JUDGES or name == judge]
+        if not shown:
+            continue
         series = [
             {"name": name, "label": METRICS[name].label, "points": points.get(name, [])}
-            for name in names
+            for name in shown
         ]
         made.append({"id": key, "title": title, "y": unit, "digits": digits, "series": series})
     return made
@@ -275,6 +284,39 @@ def left_of(session: Session, view: RunView) -> Left | None:
     return Left(left[0].step, training.job.ended_at + KEPT) if left else None
 
 
+def kept_words(origin: Mapping[str, Any]) -> str:
+    """Return of which step a trained checkpoint is, and by what: empty where nobody knows.
+
+    `of step 120, the highest validation exact match, 91.0 % of 64 conversations`.
+    """
+    if not origin.get("step"):
+        return ""
+    words = f"of step {origin['step']:,}"
+    if not origin.get("best"):
+        return words
+    metric = METRICS[origin.get("by", "validation/loss")]
+    side = "highest" if metric.direction == "higher" else "lowest"
+    words += f", the {side} {_within(metric.label)}"
+    if origin.get("value") is not None:
+        words += f", {metric_value(metric.name, origin['value'])} {metric.unit}"
+    return f"{words} of {origin['of']:,} conversations" if origin.get("of") else words
+
+
+def ended_words(origin: Mapping[str, Any], steps: int) -> str:
+    """Return why a training ended before its last step; empty where it did not."""
+    if not origin.get("ended"):
+        return ""
+    label = _within(METRICS[origin["judged_by"]].label)
+    return (
+        f"Training ended after step {origin['ended']:,} of {steps:,}: the {label} did not improve "
+        f"over {origin['patience']:,} validations."
+    )
+
+
+def _within(label: str) -> str:
+    return label[0].lower() + label[1:]
+
+
 def lines_of(session: Session, view: RunView) -> dict[int, JobLine]:
     return jobs.of_ids(session, [phase.job.id for phase in view.phases])
 
@@ -285,8 +327,13 @@ def detail_of(session: Session, view: RunView, out: RunOut) -> RunDetail:
     attempts = [_attempt_out(attempt) for attempt in attempts_of(session, view)]
     snapshots = [SnapshotOut.model_validate(row) for row in snapshots_of(session, view)]
     left = left_of(session, view)
+    made = session.get(Checkpoint, view.run.checkpoint_id) if view.run.checkpoint_id else None
+    origin = made.origin if made else {}
+    schedule = RunSpec.model_validate(view.run.spec).training.schedule
     return RunDetail(
         **dict(out),
+        kept=kept_words(origin),
+        ended=ended_words(origin, schedule.steps),
         attempts=attempts,
         snapshots=snapshots,
         resumes_after=left.step if left else None,
@@ -376,12 +423,17 @@ def live_of(session: Session, project: Project, view: RunView) -> dict[str, Any]
     result = results_of(session, [run.id]).get(run.id)
     deciding = project.deciding_metric
     order = [deciding, *(name for name in METRICS if name != deciding)]
+    named = named_of(session, run)
+    origin = named.made.origin if named.made else {}
     return {
         "project": project,
         "view": view,
         "run": run,
         "spec": spec,
-        "named": named_of(session, run),
+        "named": named,
+        "kept": kept_words(origin),
+        "ended": ended_words(origin, spec.training.schedule.steps),
+        "judge": METRICS[f"validation/{spec.training.schedule.select_by}"],
         "parent": parent,
         "changes": changed,
         "objective": objective_words(spec),

@@ -154,7 +154,7 @@ class AttemptOut(BaseModel):
 
 
 class SnapshotOut(BaseModel):
-    """A training state on disk; `value` is the validation loss at its step."""
+    """A training state on disk; `value` is what the spec selects by, at its step."""
 
     model_config = ConfigDict(from_attributes=True)
 
@@ -170,6 +170,10 @@ class RunDetail(RunOut):
     attempts: list[AttemptOut]
     snapshots: list[SnapshotOut]
     """The newest of the training."""
+    kept: str
+    """Of which step the trained weights are and by what; empty before, and where nobody knows."""
+    ended: str
+    """Why the training ended before its last step; empty where it did not."""
     resumes_after: int | None
     """Step after which training goes on when the ended run is tried again; None: it starts anew."""
     snapshots_until: datetime | None

@@ -13,7 +13,7 @@ from app.runs.subject import Subject, epochs
 from app.settings import Settings
 from app.specs.checkpoint import BAND, compression, verdict_of_cards
 from app.specs.teacher import CacheReport
-from app.specs.training import RunSpec
+from app.specs.training import PACKABLE, RunSpec
 from app.teacher_cache import queries as cache
 from app.teacher_cache.service import space_of
 
@@ -92,6 +92,14 @@ def _look_at_weights(found: Findings, subject: Subject, spec: RunSpec) -> None:
     if top is not None and top > depth:
         sentence = f"The student has {depth} layers: train at most so many, or leave it empty."
         found.block(sentence, at="top_layers")
+    architecture = subject.cards[1].architecture
+    if spec.training.schedule.packing and architecture not in PACKABLE:
+        found.block(
+            f"Packing is exact for {', '.join(PACKABLE)}, and “{subject.student.name}” is a "
+            f"{architecture}. Turn packing off.",
+            Mend(label="Turn packing off", values={"packing": ""}),
+            at="packing",
+        )
 
 
 def _look_at_data(found: Findings, subject: Subject, spec: RunSpec) -> None:
@@ -123,7 +131,8 @@ def _look_at_data(found: Findings, subject: Subject, spec: RunSpec) -> None:
         )
     if not subject.split("validation"):
         found.warnings.append(
-            "The version has no validation conversations: the last weights are kept, not the best."
+            "The version has no validation conversations: the last weights are kept, not the best"
+            f"{', and patience ends nothing' if spec.training.schedule.patience else ''}."
         )
     if wanted == "train":
         found.warnings.append(

@@ -13,7 +13,7 @@ from app.runs.subject import Subject, epochs
 from app.runs.times import in_all, part
 from app.runs.tokens import tokens_a_conversation
 from app.settings import Settings
-from app.specs.training import RunSpec
+from app.specs.training import RunSpec, Schedule
 
 
 def _anchors(session: Session, anchors: Mapping[str, Checkpoint], count: int) -> list[PartOut]:
@@ -24,6 +24,14 @@ def _anchors(session: Session, anchors: Mapping[str, Checkpoint], count: int) ->
     names = " and ".join(f"“{row.name}” as {role}" for role, row in anchors.items())
     basis = f"{names}: evaluated once for all runs on this set. {parts[0].basis}"
     return [PartOut(phase="evaluate", seconds=in_all(parts), basis=basis, of=list(anchors))]
+
+
+def _at_most(training: PartOut, schedule: Schedule) -> PartOut:
+    """Say that a training with patience may end before its last step."""
+    if schedule.patience is None or training.seconds is None:
+        return training
+    words = f"At most: {schedule.patience} validations without improvement end it earlier."
+    return training.model_copy(update={"basis": f"{words} {training.basis}"})
 
 
 def _nothing_yet(found: Findings) -> EstimateOut:
@@ -65,7 +73,7 @@ def estimate(
     schedule = spec.training.schedule
     tokens = round(schedule.steps * schedule.batch_size * mean)
     cover = cover_of(session, subject, spec, settings)
-    parts = [part(session, "train", tokens, subject.student, "tokens")]
+    parts = [_at_most(part(session, "train", tokens, subject.student, "tokens"), schedule)]
     if cover is not None:
         missing = cover.missing_tokens
         parts.insert(0, part(session, "precompute", missing, subject.teacher, "tokens"))

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
@@ -330,11 +331,11 @@ def trained(
     card: CheckpointCard,
     folder: Path,
     settings: Settings,
-    step: Mapping[str, int | bool] | None = None,
+    step: Mapping[str, Any] | None = None,
 ) -> Checkpoint:
     """Make the trained weights a checkpoint of the project, named after the run.
 
-    step: the `step` they are of, and whether it was the `best` by validation.
+    step: the `step` they are of, whether it was the `best` and by what, and why training ended.
     """
     run = session.scalar(select(Run).where(Run.id == run_id).with_for_update())
     if run is None:

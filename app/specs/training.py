@@ -16,6 +16,18 @@ RunRole = Literal["distilled", "sequence_level", "labels_only", "fine_tune"]
 SelectBy = Literal["loss", "kl", "agreement", "exact_match", "field_f1"]
 BY_ANSWERS: tuple[SelectBy, ...] = ("exact_match", "field_f1")
 """What can only be measured by letting the student answer."""
+PACKABLE: tuple[str, ...] = (
+    "Gemma3ForCausalLM",
+    "GemmaForCausalLM",
+    "LlamaForCausalLM",
+    "MistralForCausalLM",
+    "Olmo2ForCausalLM",
+    "Phi3ForCausalLM",
+    "Qwen2ForCausalLM",
+    "Qwen3ForCausalLM",
+    "SmolLM3ForCausalLM",
+)
+"""Architectures whose packed documents are kept apart exactly, as is proved for each."""
 
 
 class Objective(Chosen):
@@ -55,7 +67,8 @@ class Schedule(Chosen):
     `micro_batch_size`: conversations (with `packing`: rows) in memory at once; None lets a memory
     probe choose. `ranks`: processes that share a step. Neither changes a loss beyond rounding.
     `select_by`: which validation metric says what weights are the best. `patience`: so many
-    validations without an improvement of it by more than `min_delta` end the training; None: never.
+    validations without an improvement of it by more than `min_delta` (in the unit it is shown in,
+    so points where that is per cent) end the training; None: never.
     """
 
     steps: int = Field(default=150, ge=1, le=10_000_000)
@@ -127,7 +140,8 @@ class TrainingSpec(Chosen):
     def _selection_is_measured(self) -> "TrainingSpec":
         if self.schedule.select_by == "kl" and not self.objective.needs_teacher:
             raise ValueError(
-                "select_by kl needs a teacher term: choose loss or agreement, or set alpha above 0"
+                "validation KL needs a teacher term: "
+                "select by loss or agreement, or set alpha above 0"
             )
         return self
 

@@ -113,7 +113,8 @@ class BatchSource:
         """Return the rows of each micro-batch: alike in length, so that little is padding."""
         lengths = [len(c.input_ids) for c in chosen]
         if self._schedule.packing:
-            rows = [[chosen[i] for i in row] for row in first_fit_decreasing(lengths, max(lengths))]
+            packed = first_fit_decreasing(lengths, max(lengths))
+            rows: list[Row] = [[chosen[i] for i in row] for row in packed]
         else:
             rows = [[c] for c in chosen]
         size = min(self.micro_size or len(rows), -(-len(rows) // self.share[1]))

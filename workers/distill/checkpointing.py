@@ -56,12 +56,14 @@ def save_snapshot(
     """Write a snapshot and return its folder and the SHA-256 of its manifest.
 
     Files first, the manifest over them last, all synced, then one rename: a folder with the final
-    name is complete. The random state is this thread's, now.
+    name is complete. The random state is this thread's, now. Errors: DiskFullError.
     """
     folder = snapshot_folder(root, state.step)
-    with published(folder) as temporary:
+    tensors, scalars = _flatten_optimizer(optimizer)
+    held = (*model.parameters(), *tensors.values())
+    needed = sum(t.numel() * t.element_size() for t in held)
+    with published(folder, needed=needed) as temporary:
         save_weights(model, temporary / MODEL)
-        tensors, scalars = _flatten_optimizer(optimizer)
         save_file(tensors, str(temporary / OPTIMIZER))
         content = {
             "step": state.step,

@@ -21,7 +21,8 @@ from app.specs.checkpoint import CheckpointCard
 from app.specs.checkpoint_folder import folder_problem, source_problem
 from app.specs.fingerprint import file_sha256, fingerprint
 from workers.distill.callbacks import Callbacks
-from workers.distill.errors import CheckpointError, HubUnavailableError
+from workers.distill.disk import bytes_below, full_sentence, is_full
+from workers.distill.errors import CheckpointError, DiskFullError, HubUnavailableError
 from workers.distill.tokenizers import (
     load_tokenizer,
     template_fingerprint,
@@ -91,10 +92,11 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 @contextlib.contextmanager
-def published(folder: Path) -> Iterator[Path]:
+def published(folder: Path, *, needed: int = 0) -> Iterator[Path]:
     """Yield a temporary folder that becomes `folder` at the end: files synced, then one rename.
 
-    Nothing appears at `folder` where the body fails. An existing `folder` is replaced.
+    Nothing appears at `folder` where the body fails. An existing `folder` is replaced. needed:
+    bytes that it will hold, where known. Errors: DiskFullError.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
@@ -110,8 +112,11 @@ def published(folder: Path) -> Iterator[Path]:
         temporary.rename(folder)
         sync(folder.parent)
         shutil.rmtree(old, ignore_errors=True)
-    except BaseException:
+    except BaseException as error:
+        written = bytes_below(temporary)
         shutil.rmtree(temporary, ignore_errors=True)
+        if is_full(error):
+            raise DiskFullError(full_sentence(folder.parent, max(needed, written))) from error
         raise
 
 
@@ -126,7 +131,8 @@ def sync(path: Path) -> None:
 
 def save_checkpoint(model: Any, tokenizer: Any, folder: Path) -> None:
     """Write weights (safetensors), config and tokenizer to `folder`, all or nothing."""
-    with published(folder) as temporary:
+    needed = sum(p.numel() * p.element_size() for p in model.parameters())
+    with published(folder, needed=needed) as temporary:
         model.save_pretrained(str(temporary), safe_serialization=True)
         tokenizer.save_pretrained(str(temporary))
 

@@ -3,17 +3,16 @@
 import math
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 
 from app.specs.fingerprint import fingerprint
-from app.specs.training import Schedule, Trainable, TrainingSpec
+from app.specs.training import TrainingSpec
 from workers.distill.batches import StepBatches
 from workers.distill.callbacks import Callbacks
 from workers.distill.checkpointing import (
@@ -29,38 +28,61 @@ from workers.distill.checkpointing import (
 )
 from workers.distill.checkpoints import load_weights, save_checkpoint
 from workers.distill.errors import NonFiniteLossError, SnapshotError
-from workers.distill.heads import SplitHead, split_head
-from workers.distill.losses.choice import divergence_for
-from workers.distill.losses.fused import LossSums, fused_loss
-from workers.distill.values import SparseTargets, StudentBatch
+from workers.distill.generate import GenerationStopped
+from workers.distill.memory import (
+    halved,
+)
+from workers.distill.optimizing import learning_rate
+from workers.distill.ranks import ALONE, Ranks
+from workers.distill.selection import AGREEMENT, Selection, Validation
+from workers.distill.stepping import NoMemory, Stepper
+from workers.distill.values import StudentBatch
+
+Ending = Literal["steps", "patience", "stopped"]
+"""All steps were taken, nothing improved any more, or somebody asked to stop."""
+_FREE_OF_RANKS = {"schedule": {"ranks": True}}
+"""How many processes share the steps changes nothing: another number may resume."""
 
 
 class Batches(Protocol):
     """Steps to train on; `cursor` is the next one, so that resuming needs a number only."""
 
     cursor: int
+    micro_size: int | None
+    share: tuple[int, int]
 
     def __iter__(self) -> Iterator[StepBatches]: ...
+
+    def step(self, number: int) -> StepBatches: ...
+
+    def longest(self, count: int) -> StudentBatch: ...
 
 
 @dataclass(frozen=True, slots=True)
 class TrainResult:
     """What a training left.
 
-    `folder` is a checkpoint: the best weights by validation loss, or the last where nothing was
-    validated; None after a stop (then only snapshots lie in the workdir).
+    `folder` is a checkpoint: the best weights by `selection`, or the last where nothing was
+    validated; None after a stop (then only snapshots lie in the workdir), and on all ranks but one.
     """
 
     steps: int
     best_step: int | None
     best_value: float | None
+    best_count: int | None
+    """Answers that it rests on, where it rests on answers."""
     folder: Path | None
     tokens: int
     seconds: float
     """Of the steps alone."""
     lasted: float
     """With validation, the reading of batches and all snapshots but the last."""
-    stopped_early: bool
+    ending: Ending
+    selection: Selection
+
+    @property
+    def stopped_early(self) -> bool:
+        return self.ending == "stopped"
 
 
 @dataclass(slots=True)
@@ -71,38 +93,15 @@ class _Progress:
     lasted: float = 0.0
     best_step: int | None = None
     best_value: float | None = None
-
-
-def learning_rate(schedule: Schedule, step: int) -> float:
-    """Return the rate of step `step` (from 0): linear warm-up, then a cosine to min_lr_ratio."""
-    if step < schedule.warmup_steps:
-        return schedule.learning_rate * (step + 1) / schedule.warmup_steps
-    rest = max(schedule.steps - schedule.warmup_steps, 1)
-    cosine = 0.5 * (1 + math.cos(math.pi * min((step - schedule.warmup_steps) / rest, 1.0)))
-    floor = schedule.min_lr_ratio
-    return schedule.learning_rate * (floor + (1 - floor) * cosine)
-
-
-def select_trainable(model: Any, trainable: Trainable) -> list[torch.nn.Parameter]:
-    """Mark which weights move and return them.
-
-    `top_layers` n: the last n decoder layers, the final norm, and an untied head. A tied head is
-    the embedding: it moves only where all layers do, and never under `freeze_embeddings`.
-    """
-    base = model.base_model
-    embedding = model.get_input_embeddings().weight
-    head = model.get_output_embeddings().weight
-    everything = trainable.top_layers is None or trainable.top_layers >= len(base.layers)
-    for parameter in model.parameters():
-        parameter.requires_grad_(everything)
-    if not everything:
-        head.requires_grad_(head is not embedding)
-        for module in (*base.layers[-(trainable.top_layers or 0) :], base.norm):
-            module.requires_grad_(requires_grad=True)
-    if trainable.freeze_embeddings:
-        embedding.requires_grad_(requires_grad=False)
-        head.requires_grad_(requires_grad=False)
-    return [p for p in model.parameters() if p.requires_grad]
+    best_count: int | None = None
+    """Answers that the best value rests on, where it rests on answers."""
+    mark: float | None = None
+    """The last value that was better than the one before it by more than `min_delta`."""
+    waited: int = 0
+    """Validations since then."""
+    owed: bool = False
+    """A stop cut the last validation short."""
+    micro_size: int | None = None
 
 
 class Trainer:
@@ -116,50 +115,37 @@ class Trainer:
         callbacks: Callbacks,
         workdir: Path,
         vocabulary: int | None = None,
+        validation: Validation | None = None,
+        ranks: Ranks = ALONE,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.model, self.spec, self.callbacks, self.workdir = model, spec, callbacks, workdir
-        self.vocabulary, self.clock = vocabulary, clock
-        self.device = model.get_input_embeddings().weight.device
-        self.bfloat16 = use_bfloat16(spec, self.device)
-        self.divergence = divergence_for(spec.objective)
-        self.parameters = select_trainable(model, spec.trainable)
-        self.split: SplitHead = split_head(model)
-        decay = [p for p in self.parameters if p.ndim > 1]
-        plain = [p for p in self.parameters if p.ndim <= 1]
-        groups = [
-            {"params": decay, "weight_decay": spec.schedule.weight_decay},
-            {"params": plain, "weight_decay": 0.0},
-        ]
-        self.optimizer = torch.optim.AdamW(
-            [g for g in groups if g["params"]],
-            lr=spec.schedule.learning_rate,
-            betas=spec.schedule.betas,
-        )
-        self.spec_hash = fingerprint(spec)
+        self.clock, self.ranks = clock, ranks
+        self.validation = validation or Validation()
+        self.stepper = Stepper(model, spec, vocabulary=vocabulary, ranks=ranks)
+        self.optimizer = self.stepper.optimizer
+        self.spec_hash = fingerprint(spec.model_dump(mode="json", exclude=_FREE_OF_RANKS))
         self.progress = _Progress()
 
-    def forward(self, batch: StudentBatch, denominator: int) -> LossSums:
-        """Return the loss of one micro-batch over the step's denominator, with its sums."""
-        batch = _to(batch, self.device)
-        context: AbstractContextManager[Any] = (
-            torch.autocast(self.device.type, torch.bfloat16) if self.bfloat16 else nullcontext()
-        )
-        with context:
-            hidden = self.split.hidden(batch.input_ids, batch.attention_mask)
-        hidden = hidden.reshape(-1, hidden.shape[-1])[batch.positions]
-        weight = self.split.weight
-        return fused_loss(
-            hidden.to(weight.dtype),
-            weight,
-            labels=batch.labels,
-            alpha=batch.alpha,
-            teacher=batch.teacher,
-            denominator=denominator,
-            vocabulary=self.vocabulary,
-            chunk=self.spec.loss_chunk_tokens,
-            divergence=self.divergence,
-        )
+    def fit(self, batches: Batches, step_batches: StepBatches) -> dict[str, float]:
+        """Take a step as `step` does, in smaller micro-batches where memory does not do.
+
+        Errors: NonFiniteLossError, OutOfMemoryError where not even one conversation fits.
+        """
+        while True:
+            try:
+                return self.step(step_batches)
+            except NoMemory:
+                number = self.progress.step + 1
+                size = halved(batches.micro_size or self.spec.schedule.batch_size, number)
+            self.callbacks.log(
+                f"Step {number}: memory ran out, so it is repeated in micro-batches of {size}.",
+                "warning",
+            )
+            self._take_size(batches, size)
+            if self.stepper.device.type == "cuda":
+                torch.cuda.empty_cache()
+            step_batches = batches.step(step_batches.step)
 
     def step(self, batches: StepBatches) -> dict[str, float]:
         """Take one optimiser step and return its metrics. Errors: NonFiniteLossError."""
@@ -167,52 +153,112 @@ class Trainer:
         rate = learning_rate(self.spec.schedule, self.progress.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self.optimizer.zero_grad(set_to_none=True)
-        totals = _Totals()
-        for micro in batches.micro:
-            sums = self.forward(micro, batches.denominator)
-            sums.loss.backward()  # type: ignore[no-untyped-call] # torch leaves it untyped
-            totals.add(sums)
-        norm = float(
-            torch.nn.utils.clip_grad_norm_(self.parameters, self.spec.schedule.max_grad_norm)
-        )
+        totals = self.stepper.backward(batches)
+        norm = self.stepper.clipped_norm()
         if not (math.isfinite(totals.loss) and math.isfinite(norm)):
-            raise NonFiniteLossError(
-                f"Step {self.progress.step + 1}: the loss is {totals.loss:g} and the gradient norm "
-                f"{norm:g}. Lower the learning rate (now {rate:g}), or train in float32."
-            )
+            raise NonFiniteLossError(self._not_finite(totals.loss, norm, rate))
         self.optimizer.step()
         seconds = self.clock() - started
-        read = sum(int(m.attention_mask.sum()) for m in batches.micro)
         self.progress.step += 1
-        self.progress.tokens += read
+        self.progress.tokens += totals.read
         self.progress.seconds += seconds
         return {
             "train/loss": totals.loss,
             **totals.parts("train/"),
             "optim/grad_norm": norm,
             "optim/learning_rate": rate,
-            "perf/tokens_per_second": read / max(seconds, 1e-9),
+            "perf/tokens_per_second": totals.read / max(seconds, 1e-9),
             "data/tokens": float(self.progress.tokens),
         }
 
-    @torch.no_grad()
-    def validate(self, batches: Iterable[StudentBatch]) -> dict[str, float]:
-        """Return the objective's mean per target token on held-out batches, and its parts."""
+    def _not_finite(self, loss: float, norm: float, rate: float) -> str:
+        number = self.progress.step + 1
+        words = f"Step {number}: the loss is {loss:g} and the gradient norm {norm:g}. "
+        if not all(bool(torch.isfinite(p).all()) for p in self.stepper.parameters):
+            words += "The weights hold numbers that are not finite before this step's update"
+            words += ": the checkpoint is damaged. Register it again. " if number == 1 else ". "
+        elif self.stepper.bfloat16:
+            words += "Likely bfloat16 ran out of range, or the steps are too long. "
+        else:
+            words += "Likely the steps have become too long. "
+        words += f"Lower the learning rate (now {rate:g})"
+        words += ", or train in float32. " if self.stepper.bfloat16 else " or warm up longer. "
+        kept = snapshot_folders(self.workdir / "snapshots")
+        if kept:
+            words += f"The snapshot of step {int(kept[0].name[5:])} is kept; "
+            words += "tried again from it with the same settings, it will come to the same."
+        return words.strip()
+
+    def choose_micro_size(self, batches: Batches) -> None:
+        """Let a memory probe choose the micro-batch where neither spec nor snapshot names it.
+
+        Errors: OutOfMemoryError where not even one conversation fits.
+        """
+        if batches.micro_size is None:
+            size, sentence = self.stepper.fitting(batches.longest)
+            self.callbacks.log(sentence)
+            self._take_size(batches, size)
+
+    def _take_size(self, batches: Batches, size: int) -> None:
+        batches.micro_size = self.progress.micro_size = size
+
+    def validate(self) -> tuple[dict[str, float], int | None]:
+        """Return what is measured on held-out batches, and how many answers were scored, if any.
+
+        Sets `progress.owed` where a stop cut the answers short.
+        """
         self.model.eval()
-        totals, weight = _Totals(), 0
-        for batch in batches:
-            sums = self.forward(batch, 1)
-            totals.add(sums)
-            weight += batch.target_tokens
+        by = self.validation
+        values = self.stepper.measure(by.batches, agreement=by.selection.metric == AGREEMENT)
+        count = self._answer(values)
         self.model.train()
-        values = {"validation/loss": totals.loss / max(weight, 1)}
-        if totals.kd_tokens:
-            values["validation/kl"] = totals.kd / totals.kd_tokens
-        return values
+        return values, count
+
+    def _answer(self, values: dict[str, float]) -> int | None:
+        """Add the answers' score to the values; return how many answers have one."""
+        answers, cut = self.validation.answers, False
+        if answers is None or self.validation.selection.metric != answers.metric:
+            self.progress.owed = False
+            return None
+        total, count = 0.0, 0
+        try:
+            share = (self.ranks.rank, self.ranks.count)
+            total, count = answers.sums(self.model, self.callbacks, share)
+        except GenerationStopped:
+            cut = True
+        self.progress.owed = self.ranks.any(cut)
+        total, scored = self.ranks.sums([total, float(count)])
+        if scored and not self.progress.owed:
+            values[answers.metric] = total / scored
+        return int(scored)
+
+    def judge(self) -> tuple[dict[str, float], bool]:
+        """Validate and return the values and whether these weights are the best so far."""
+        values, count = self.validate()
+        progress = self.progress
+        if progress.owed:
+            return values, False
+        value = self.validation.measured(values, self.callbacks)
+        by = self.validation.selection
+        progress.waited += 1
+        if by.better(value, progress.mark, by.min_delta):
+            progress.mark, progress.waited = value, 0
+        best = by.better(value, progress.best_value)
+        if best:
+            progress.best_step, progress.best_value = progress.step, value
+            progress.best_count = count
+        return values, best
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether patience with the deciding metric has come to its end."""
+        patience = self.validation.selection.patience
+        return patience is not None and self.progress.waited >= patience
 
     def save(self, *, best: bool, value: float | None, cursor: int) -> None:
-        """Write a snapshot, announce it, and drop those no longer needed."""
+        """Write a snapshot, announce it, and drop those no longer needed; only the first rank."""
+        if not self.ranks.first:
+            return
         state = SnapshotState(
             step=self.progress.step,
             cursor=cursor,
@@ -251,7 +297,7 @@ class Trainer:
                 verify_snapshot(folder)
             except SnapshotError:
                 continue
-            if folder != target:
+            if folder != target and self.ranks.first:
                 link_snapshot(folder, target)
             return
         self.callbacks.log(
@@ -259,7 +305,7 @@ class Trainer:
             "from here on will be kept.",
             "warning",
         )
-        self.progress.best_step = self.progress.best_value = None
+        self.progress.best_step = self.progress.best_value = self.progress.best_count = None
 
 
 def train(  # noqa: PLR0913 - a core's entry: inputs, spec, where things go
@@ -271,8 +317,9 @@ def train(  # noqa: PLR0913 - a core's entry: inputs, spec, where things go
     workdir: Path,
     tokenizer: Any,
     resume_from: Path | Sequence[Path] | None = None,
-    validation: Sequence[StudentBatch] = (),
+    validation: Validation | None = None,
     vocabulary: int | None = None,
+    ranks: Ranks = ALONE,
     clock: Callable[[], float] = time.perf_counter,
 ) -> TrainResult:
     """Train `model` in place and leave the best checkpoint in workdir/checkpoint.
@@ -280,107 +327,110 @@ def train(  # noqa: PLR0913 - a core's entry: inputs, spec, where things go
     resume_from: a snapshot folder, the folder that holds them (newest first, falling back), or the
     candidates in order. Resuming on a CPU equals never having stopped, bit for bit. When
     `callbacks.should_stop()` the step in hand ends, a snapshot is written, and no checkpoint is.
-    vocabulary: rows of the head that may get mass. Errors: NonFiniteLossError, SnapshotError.
+    vocabulary: rows of the head that may get mass; ranks: this process among those that share each
+    step, of which the first alone writes. Errors: NonFiniteLossError, SnapshotError,
+    OutOfMemoryError, PackingError, DiskFullError.
     """
     _seed(spec.seed)
+    batches.share = (ranks.rank, ranks.count)
     trainer = Trainer(
-        model, spec, callbacks=callbacks, workdir=workdir, vocabulary=vocabulary, clock=clock
+        model,
+        spec,
+        callbacks=callbacks,
+        workdir=workdir,
+        vocabulary=vocabulary,
+        validation=validation,
+        ranks=ranks,
+        clock=clock,
     )
     if resume_from is not None:
         callbacks.phase("resume")
         batches.cursor = trainer.resume(_candidates(resume_from))
+        batches.micro_size = trainer.progress.micro_size or batches.micro_size
+    if not ranks.first:  # dropout of one rank must not be that of another
+        torch.manual_seed(spec.seed + 1_000_003 * ranks.rank + trainer.progress.step)
     callbacks.phase("train")
     model.train()
-    stopped = _loop(trainer, batches, validation)
+    trainer.choose_micro_size(batches)
+    ending = _loop(trainer, batches)
     model.eval()
     progress = trainer.progress
-    folder = None if stopped else _finish(trainer, tokenizer)
+    folder = None if ending == "stopped" else _finish(trainer, tokenizer, ending)
     return TrainResult(
         steps=progress.step,
         best_step=progress.best_step,
         best_value=progress.best_value,
+        best_count=progress.best_count,
         folder=folder,
         tokens=progress.tokens,
         seconds=progress.seconds,
         lasted=progress.lasted,
-        stopped_early=stopped,
+        ending=ending,
+        selection=trainer.validation.selection,
     )
 
 
-def _loop(trainer: Trainer, batches: Batches, validation: Sequence[StudentBatch]) -> bool:
-    """Run the remaining steps; return whether a stop was asked for before the last one."""
+def _loop(trainer: Trainer, batches: Batches) -> Ending:
+    """Run the remaining steps; return why it ended."""
     schedule, callbacks, progress = trainer.spec.schedule, trainer.callbacks, trainer.progress
+    validated, judge = bool(trainer.validation.batches), f"validation/{schedule.select_by}"
+    if progress.owed:
+        _settle(trainer, batches.cursor)
     before = trainer.clock()
-    for step_batches in batches:
-        values = trainer.step(step_batches)
+    for step_batches in () if trainer.exhausted or progress.owed else batches:
+        values = trainer.fit(batches, step_batches)
         last = progress.step >= schedule.steps
         best = False
-        if validation and (last or progress.step % schedule.validate_every == 0):
-            values |= trainer.validate(validation)
-            loss = values["validation/loss"]
-            best = progress.best_value is None or loss < progress.best_value
-            if best:
-                progress.best_step, progress.best_value = progress.step, loss
+        if validated and (last or progress.step % schedule.validate_every == 0):
+            found, best = trainer.judge()
+            values |= found
+        last = last or trainer.exhausted
         callbacks.metrics(progress.step, values)
         callbacks.progress(progress.step, schedule.steps, "steps")
-        stop = callbacks.should_stop()
+        stop = trainer.ranks.any(callbacks.should_stop()) or progress.owed
         moment = trainer.clock()
         progress.lasted += moment - before
         before = moment
         if best or last or stop or progress.step % schedule.snapshot_every == 0:
-            trainer.save(
-                best=best, value=values.get("validation/loss"), cursor=step_batches.step + 1
-            )
-        if stop and not last:
-            return True
-    return False
+            trainer.save(best=best, value=values.get(judge), cursor=step_batches.step + 1)
+        if stop and (not last or progress.owed):
+            return "stopped"
+        if trainer.exhausted:
+            break
+    if progress.owed:
+        return "stopped"
+    return "patience" if progress.step < schedule.steps else "steps"
 
 
-def _finish(trainer: Trainer, tokenizer: Any) -> Path:
+def _settle(trainer: Trainer, cursor: int) -> None:
+    """Make up for the validation that a stop cut short."""
+    values, best = trainer.judge()
+    trainer.callbacks.metrics(trainer.progress.step, values)
+    if best or trainer.exhausted:
+        value = values.get(f"validation/{trainer.spec.schedule.select_by}")
+        trainer.save(best=best, value=value, cursor=cursor)
+
+
+def _finish(trainer: Trainer, tokenizer: Any, ending: Ending) -> Path | None:
     """Write the checkpoint: the best snapshot's weights where that is not the last step."""
+    if not trainer.ranks.first:
+        return None
+    progress, by, log = trainer.progress, trainer.validation.selection, trainer.callbacks.log
     trainer.callbacks.phase("save")
-    best = trainer.progress.best_step
-    if best is not None and best != trainer.progress.step:
-        folder = snapshot_folder(trainer.workdir / "snapshots", best)
-        load_weights(trainer.model, folder / MODEL)
-        trainer.callbacks.log(f"The checkpoint is step {best}, the lowest validation loss.")
+    if ending == "patience":
+        log(
+            f"Ended after step {progress.step} of {trainer.spec.schedule.steps}: the {by.label} "
+            f"did not improve over {progress.waited} validations."
+        )
+    best = progress.best_step
+    if best is not None:
+        if best != progress.step:
+            folder = snapshot_folder(trainer.workdir / "snapshots", best)
+            load_weights(trainer.model, folder / MODEL)
+        log(f"The checkpoint is step {best}: {by.words(progress.best_value, progress.best_count)}.")
     folder = trainer.workdir / "checkpoint"
     save_checkpoint(trainer.model, tokenizer, folder)
     return folder
-
-
-def use_bfloat16(spec: TrainingSpec, device: torch.device) -> bool:
-    """Return whether forward passes run in bf16 autocast; weights and optimiser stay fp32.
-
-    `auto` is bf16 on CUDA only: on the CPUs measured it won 3 % of a step's time, which is not
-    worth the lost bits.
-    """
-    if spec.precision == "auto":
-        return device.type == "cuda"
-    return spec.precision == "bfloat16"
-
-
-class _Totals:
-    """Sums over the micro-batches of a step or a validation."""
-
-    def __init__(self) -> None:
-        self.loss = self.kd = self.ce = 0.0
-        self.kd_tokens = self.ce_tokens = 0
-
-    def add(self, sums: LossSums) -> None:
-        self.loss += float(sums.loss.detach())
-        self.kd += float(sums.kd_sum)
-        self.ce += float(sums.ce_sum)
-        self.kd_tokens += sums.kd_tokens
-        self.ce_tokens += sums.ce_tokens
-
-    def parts(self, prefix: str) -> dict[str, float]:
-        values = {}
-        if self.kd_tokens:
-            values[f"{prefix}kd_loss"] = self.kd / self.kd_tokens
-        if self.ce_tokens:
-            values[f"{prefix}ce_loss"] = self.ce / self.ce_tokens
-        return values
 
 
 def _candidates(resume_from: Path | Sequence[Path]) -> list[Path]:
@@ -396,22 +446,3 @@ def _seed(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 - the global one is what libraries use
     torch.manual_seed(seed)
-
-
-def _to(batch: StudentBatch, device: torch.device) -> StudentBatch:
-    if device.type == "cpu":
-        return batch
-    teacher = batch.teacher and SparseTargets(
-        ids=batch.teacher.ids.to(device),
-        log_w=batch.teacher.log_w.to(device),
-        log_r=batch.teacher.log_r.to(device),
-        temperature=batch.teacher.temperature,
-    )
-    return StudentBatch(
-        input_ids=batch.input_ids.to(device),
-        attention_mask=batch.attention_mask.to(device),
-        positions=batch.positions.to(device),
-        labels=batch.labels.to(device),
-        alpha=batch.alpha.to(device),
-        teacher=teacher,
-    )

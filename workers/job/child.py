@@ -7,13 +7,13 @@ import signal
 import sys
 import threading
 import traceback
-from errno import ENOSPC
 from pathlib import Path
 
 import orjson
 
 from app.errors import AppError
 from app.specs.events import ErrorEvent, ResultEvent
+from workers.distill.disk import bytes_below, full_sentence, is_full
 from workers.job.task import BodyContext, Task, UserError
 from workers.sinks import PipeCallbacks, open_event_pipe
 
@@ -56,9 +56,10 @@ def run_child(task: Task) -> int:
         if callbacks.should_stop() and _has_base(error, "Stopped", "ImportStopped"):
             return EXIT_STOPPED  # no result: the supervisor ends or releases the job
         traceback.print_exc()
-        if not _has_base(error, *NAMED):
+        full = is_full(error)
+        if not full and not _has_base(error, *NAMED):
             callbacks.log(traceback.format_exc(limit=-6), "error")
-        callbacks.send(_as_event(error))
+        callbacks.send(_disk_full(error, context) if full else _as_event(error))
         return 1
     callbacks.send(ResultEvent(payload=result))
     with contextlib.suppress(OSError):
@@ -68,23 +69,31 @@ def run_child(task: Task) -> int:
 
 NAMED = ("DistillError", "IngestError")
 """Errors of the cores: a sentence for a person, no bug, so no trace."""
+MEMORY = {"OutOfMemoryError": "out_of_memory"}
+"""The core's own name for what every attempt calls the same."""
 OUT_OF_MEMORY = (
-    "The body ran out of memory. Take a smaller micro-batch, shorter conversations "
-    "or a machine with more memory."
+    "The body ran out of memory. Turn gradient checkpointing on, take a smaller micro-batch, fewer "
+    "tokens a conversation, a smaller student, or a machine with more memory."
 )
 
 
 def _as_event(error: Exception) -> ErrorEvent:
     """Name what the cores name themselves; call the rest an internal error."""
-    if _has_base(error, *NAMED):
-        return ErrorEvent(error=type(error).__name__, message=str(error))
     text = str(error)
-    if "out of memory" in text.lower():
+    if _has_base(error, *NAMED):
+        name = type(error).__name__
+        return ErrorEvent(error=MEMORY.get(name, name), message=text)
+    if any(words in text.lower() for words in ("out of memory", "can't allocate memory")):
         return ErrorEvent(error="out_of_memory", message=OUT_OF_MEMORY)
-    if isinstance(error, OSError) and error.errno == ENOSPC:
-        message = f"The disk is full: {text}. Free space, then retry."
-        return ErrorEvent(error="disk_full", message=message)
     return ErrorEvent(error=type(error).__name__, message=f"{type(error).__name__}: {text}")
+
+
+def _disk_full(error: Exception, context: BodyContext) -> ErrorEvent:
+    """Say which disk is full: the core names it, else it is that of the body's own folder."""
+    message = str(error)
+    if not _has_base(error, "DiskFullError"):
+        message = full_sentence(context.workdir, bytes_below(context.workdir))
+    return ErrorEvent(error="disk_full", message=message)
 
 
 def _has_base(error: Exception, *names: str) -> bool:

@@ -1,6 +1,6 @@
 """Train a run's student; the result becomes a checkpoint of the project."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,23 +10,23 @@ from app.jobs.lease import Claim
 from app.runs import service as runs
 from app.settings import Settings
 from app.specs.checkpoint import CheckpointCard
-from app.specs.conversation import Conversation
 from app.specs.jobs import JobKind, TrainJob
 from app.teacher_cache import service as cache
 from workers.distill.batches import BatchSource, Collator
-from workers.distill.callbacks import Callbacks
 from workers.distill.checkpointing import recorded_snapshots
 from workers.distill.checkpoints import compute_device, load_model, read_card, save_checkpoint
-from workers.distill.errors import NothingToTrainError
 from workers.distill.rendering import Renderer
 from workers.distill.teacher_shards import ShardLookup
 from workers.distill.tokenizers import load_tokenizer, vocabulary_size
-from workers.distill.trainer import train
-from workers.distill.values import RenderedConversation
+from workers.distill.trainer import TrainResult, train
 from workers.job.task import BodyContext, Inputs, Task
 from workers.tasks.caching import give_up, giving_up_damaged
 from workers.tasks.sets import checkpoint_folder, read_conversations, version_path
 from workers.tasks.teaching import Pair, pair_of, require_same_ids
+from workers.tasks.validating import require_context, validation_of
+
+ORIGIN = ("step", "best", "by", "value", "of", "ended", "patience", "judged_by")
+"""What a trained checkpoint tells of where it comes from."""
 
 
 class TrainInputs(Inputs):
@@ -76,12 +76,11 @@ class TrainTask:
         calls.phase("load")
         folder = Path(inputs.student)
         tokenizer, model = load_tokenizer(folder), load_model(folder).to(compute_device())
-        renderer = Renderer(tokenizer, spec.render)
         read = {s: read_conversations(inputs.conversations, (s,)) for s in ("train", "validation")}
         if inputs.pair is not None:
             require_same_ids(inputs.pair, read["train"], calls)
-        training = renderer.render_all(read["train"]).rendered
-        held_out = held_out_of(renderer, read["validation"], calls)
+        training = Renderer(tokenizer, spec.render).render_all(read["train"]).rendered
+        require_context(model, training)
         lookup = ShardLookup([Path(p) for p in inputs.shards], inputs.job.run.capture.temperatures)
         with lookup:
             batches = BatchSource(
@@ -94,7 +93,8 @@ class TrainTask:
             if batches.missing_entries:
                 gap = f"{batches.missing_entries} conversations have no teacher rows"
                 calls.log(gap, "warning")
-            collate, size = Collator(lookup, spec.objective), spec.schedule.batch_size
+            collate = Collator(lookup, spec.objective)
+            run, held_out = inputs.job.run, read["validation"]
             calls.phase("train")
             result = train(
                 model,
@@ -104,7 +104,7 @@ class TrainTask:
                 workdir=context.workdir,
                 tokenizer=tokenizer,
                 resume_from=recorded_snapshots(context.snapshots, calls),
-                validation=[collate(held_out[i : i + size]) for i in range(0, len(held_out), size)],
+                validation=validation_of(run, held_out, tokenizer, collate, calls),
                 vocabulary=vocabulary_size(tokenizer),
             )
         made = result.folder
@@ -113,8 +113,7 @@ class TrainTask:
             save_checkpoint(model, tokenizer, made)
         card = read_card(made, licence=inputs.licence)
         values = {name: getattr(result, name) for name in ("steps", "tokens", "seconds", "lasted")}
-        best = result.best_step if result.folder is not None else None
-        values |= {"step": best or result.steps, "best": best is not None}
+        values |= _kept(result) if result.folder is not None else {}
         return {"folder": str(made.absolute()), "card": card.model_dump(mode="json"), **values}
 
     def publish(
@@ -127,19 +126,24 @@ class TrainTask:
         self, session: Session, held: Claim, result: dict[str, Any], settings: Settings
     ) -> None:
         card = CheckpointCard.model_validate(result["card"])
-        step = {"step": result["step"], "best": result["best"]}
+        step = {name: result[name] for name in ORIGIN if name in result} or {
+            "step": result["steps"],
+            "best": False,
+        }
         runs.trained(session, held.spec["run_id"], card, Path(result["folder"]), settings, step)
 
 
-def held_out_of(
-    renderer: Renderer, conversations: Sequence[Conversation], calls: Callbacks
-) -> tuple[RenderedConversation, ...]:
-    """Return what is validated on, if anything: no label may have fallen into a small part."""
-    try:
-        return renderer.render_all(conversations).rendered if conversations else ()
-    except NothingToTrainError as error:
-        calls.log(f"Not validated, so the last weights are kept, not the best. {error}", "warning")
-        return ()
+def _kept(result: TrainResult) -> dict[str, Any]:
+    """Return of which step the checkpoint is, what says so, and why the training ended."""
+    best = result.best_step
+    kept: dict[str, Any] = {"step": best or result.steps, "best": best is not None}
+    if best is not None:
+        kept |= {"by": result.selection.metric, "value": result.best_value}
+        kept |= {"of": result.best_count}
+    if result.ending == "patience":
+        kept |= {"ended": result.steps, "patience": result.selection.patience}
+        kept |= {"judged_by": result.selection.metric}
+    return kept
 
 
 TASKS: dict[JobKind, Task] = {JobKind.TRAIN: TrainTask()}

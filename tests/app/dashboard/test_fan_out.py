@@ -46,7 +46,7 @@ def test_a_missing_name_is_not_made_up(named: dict[str, Any]) -> None:
 
 
 def test_only_what_compared_runs_may_differ_in_varies() -> None:
-    fixed = {"temperatures", "freeze_embeddings"}
+    fixed = {"temperatures", "freeze_embeddings", "gradient_checkpointing", "packing"}
     fixed |= {k.name for k in knobs.of_group(knobs.EVALUATION)}
     assert {knob.name for knob in knobs.KNOBS if not knob.may_vary} == fixed
     capture = {"temperatures": [1, 2]}

@@ -161,6 +161,41 @@ def test_a_preset_fills_the_knobs(
     filled = values_of(answer_to(pages, typed, preset=preset))
     assert (filled["steps"], filled["max_train_conversations"]) == (steps, most)
     assert filled["name"] == "mine"
+    thorough = preset == "thorough"
+    judged = ("exact_match", "4") if thorough else ("loss", "")
+    assert (filled["select_by"], filled["patience"]) == judged
+    # Memory decides; what costs time or works for some types only is left to the person.
+    assert (filled["micro_batch_size"], filled["ranks"]) == ("", "1")
+    assert not {"packing", "gradient_checkpointing"} & filled.keys()
+
+
+@pytest.mark.parametrize(
+    ("deciding", "role", "judge"),
+    [
+        ("field_f1", "distilled", "field_f1"),
+        ("agreement", "labels_only", "agreement"),
+        ("kl", "distilled", "kl"),
+        ("kl", "labels_only", "loss"),
+    ],
+)
+def test_the_thorough_preset_judges_as_the_project_decides(
+    deciding: str, role: str, judge: str
+) -> None:
+    choices = new_run.Choices([], [], None, deciding)
+    asked = {**new_run.DEFAULTS, "role": role, "preset": "thorough"}
+    assert new_run.with_preset(choices, asked)["select_by"] == judge
+
+
+def test_runs_beside_one_judged_by_kl_are_judged_by_what_they_have(
+    pages: TestClient, values: dict[str, Any]
+) -> None:
+    also = ["sequence_level", "labels_only"]
+    pages.post(RUNS, data={**values, "select_by": "kl", "also": also})
+    runs = [pages.get(f"/api/v1/projects/support-router/runs/{n}").json() for n in (1, 2, 3)]
+    judges = [r["spec"]["training"]["schedule"]["select_by"] for r in runs]
+    assert judges == ["kl", "loss", "loss"]
+    wrong = pages.post(RUNS, data={**values, "role": "sequence_level", "select_by": "kl"})
+    assert "Validation KL needs a teacher term" in at_field(wrong.text, "select_by")
 
 
 def test_a_large_version_gets_its_epochs() -> None:

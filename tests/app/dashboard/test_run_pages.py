@@ -173,6 +173,52 @@ def test_a_run_says_of_which_step_its_checkpoint_is(
     assert (", the lowest validation loss." in page) == best
 
 
+def test_a_run_says_by_what_it_was_kept_and_why_it_ended(
+    pages: TestClient, parts: Services, workshop: Workshop, tmp_path: Path
+) -> None:
+    schedule = {"steps": 500, "select_by": "exact_match", "patience": 3}
+    workshop.start(training={"schedule": schedule})
+    (tmp_path / "model").mkdir()
+    judge = "validation/exact_match"
+    origin = {"step": 120, "best": True, "by": judge, "value": 0.91, "of": 64}
+    origin |= {"ended": 210, "patience": 3, "judged_by": judge}
+    with parts.sessions.begin() as session:
+        run = workshop.run(session, 1)
+        runs.trained(session, run.id, made_rows.card(), tmp_path / "model", parts.settings, origin)
+    kept = "of step 120, the highest validation exact match, 91.0 % of 64 conversations"
+    ended = (
+        "Training ended after step 210 of 500: the validation exact match did not improve over 3 "
+        "validations."
+    )
+    page = pages.get(f"{RUNS}/1").text
+    assert f"{kept}." in page
+    assert ended in page
+    out = pages.get("/api/v1/projects/support-router/runs/1").json()
+    assert (out["kept"], out["ended"]) == (kept, ended)
+    for words in ("<dt>Best by</dt><dd>exact match</dd>", "<dt>Patience</dt><dd>3</dd>"):
+        assert words in page
+
+
+def test_snapshots_are_told_by_what_judges_them(
+    pages: TestClient, parts: Services, workshop: Workshop
+) -> None:
+    workshop.start(training={"schedule": {"select_by": "agreement"}})
+    workshop.bring(1, "precompute", JobState.SUCCEEDED)
+    train = workshop.bring(1, "train", JobState.RUNNING)
+    judge = "validation/agreement"
+    with parts.sessions.begin() as session:
+        values = {"folder": "x", "manifest_sha256": "a", "best": True, "value": 0.25}
+        session.add(JobSnapshot(job_id=train, fence=1, step=20, **values))
+        add_points(session, "run:1", job_id=train, fence=1, steps={20: {judge: 0.25}})
+    page = pages.get(f"{RUNS}/1").text
+    table = page.partition('aria-label="Snapshots, table"')[2].partition("</table>")[0]
+    assert "Token agreement" in table
+    assert "25.0" in table
+    assert "25.0 %" in page.partition('<dl class="stats">')[2].partition("</dl>")[0]
+    assert "Right on validation data" in page
+    assert 'id="ended"' not in page
+
+
 @pytest.mark.parametrize(("mode", "kept"), [("keep", True), ("discard", False)])
 def test_stop_asks_the_worker_to_keep_or_discard(
     pages: TestClient, parts: Services, workshop: Workshop, mode: str, kept: bool

@@ -129,3 +129,16 @@ def test_a_name_twice_in_a_group_is_refused(bench: Bench) -> None:
     spec = bench.spec().model_copy(update={"group": "g"})
     service.start(bench.session, bench.project, spec, owner="ada")
     assert "Run #1 of group “g” is called “kd” already" in str(bench.look(spec).blocked)
+
+
+def test_packing_is_refused_for_a_type_that_leaks_and_turned_off_by_a_button(bench: Bench) -> None:
+    assert bench.look(bench.spec(schedule={"packing": True})).blocked is None
+    mamba = made_rows.checkpoint(
+        bench.session, bench.project, "mamba", architecture="MambaForCausalLM"
+    )
+    found = bench.look(bench.spec(student=mamba, schedule={"packing": True}))
+    [reason] = found.reasons
+    assert reason.sentence.endswith("“mamba” is a MambaForCausalLM. Turn packing off.")
+    assert reason.field == "packing"
+    assert [m.values for m in reason.mends] == [{"packing": ""}]
+    assert bench.look(bench.spec(student=mamba)).blocked is None

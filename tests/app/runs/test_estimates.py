@@ -227,6 +227,9 @@ def test_times_come_from_past_jobs_of_the_same_checkpoints(bench: Bench) -> None
         "From 3 past jobs of this checkpoint, 1,200 tokens/s; 6 s to start, load and save, as 3 "
         "past jobs took."
     )
+    early = bench.look(bench.spec(schedule={"steps": 100, "batch_size": 8, "patience": 3})).parts[1]
+    assert early.seconds == train, "it may be all of them"
+    assert early.basis.startswith("At most: 3 validations without improvement end it earlier. From")
     assert found.seconds is not None
     assert found.seconds.middle == near(14 + 26 + 65)
     assert found.seconds.low == near(14 / 1.25 + 15 + 65 / 1.25)

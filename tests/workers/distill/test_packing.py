@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from app.specs import training
 from app.specs.training import Objective, Schedule
-from tests.workers.distill.test_batches import V, Rows, talk
+from tests.workers.distill.test_batches import Rows, V, talk
 from workers.distill.batches import BatchSource, Collator, StepBatches
 from workers.distill.errors import PackingError
 from workers.distill.heads import split_head
@@ -142,6 +144,11 @@ def test_first_fit_decreasing_by_hand() -> None:
     assert first_fit_decreasing([3, 3], 3) == [[0], [1]]
     assert first_fit_decreasing([12, 1], 10) == [[0], [1]]
     assert first_fit_decreasing([], 10) == []
+
+
+def test_the_form_knows_the_same_types() -> None:
+    names = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    assert {names[kind] for kind in PACKABLE} == set(training.PACKABLE)
 
 
 def test_a_type_that_cannot_be_kept_apart_is_refused_in_a_sentence() -> None:

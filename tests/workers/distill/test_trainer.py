@@ -25,10 +25,16 @@ from workers.distill.checkpointing import (
 )
 from workers.distill.checkpoints import load_model, load_weights, state_sha256
 from workers.distill.errors import NonFiniteLossError, SnapshotError
-from workers.distill.trainer import TrainResult, learning_rate, select_trainable, train
+from workers.distill.optimizing import learning_rate, select_trainable
+from workers.distill.selection import Validation
+from workers.distill.trainer import TrainResult, train
 
 ITEMS = tiny.rendered(tiny.tickets(24))
 ROWS = tiny.LiveRows(tiny.llama(hidden=48, seed=9), ITEMS)
+
+HELD_OUT = (
+    BatchSource(ITEMS, ROWS, Objective(alpha=0.6), Schedule(batch_size=8), 5).step(0).micro[0]
+)
 
 
 class Recorder(Silent):
@@ -66,10 +72,13 @@ def run(
     resume: Path | list[Path] | None = None,
     seed: int = 0,
     clock: Callable[[], float] = time.perf_counter,
+    validated: bool = True,
+    judging: Validation | None = None,
 ) -> tuple[TrainResult, Any]:
+    """Train a tiny model; judging: how it is judged, by default on a batch by the loss."""
     model = tiny.llama(seed=seed)
     batches = BatchSource(ITEMS, ROWS, what.objective, what.schedule, what.seed)
-    validation = [BatchSource(ITEMS, ROWS, what.objective, what.schedule, 5).step(0).micro[0]]
+    validation = judging or Validation([HELD_OUT] if validated else [])
     result = train(
         model,
         batches,
@@ -213,7 +222,7 @@ def test_the_last_two_snapshots_and_the_best_are_kept(tmp_path: Path) -> None:
         callbacks=recorder,
         workdir=tmp_path,
         tokenizer=tiny.tokenizer(),
-        validation=[wrong],
+        validation=Validation([wrong]),
     )
     assert result.best_step == 1
     kept = {int(p.name[5:]) for p in snapshot_folders(tmp_path / "snapshots")}

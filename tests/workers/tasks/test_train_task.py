@@ -4,7 +4,7 @@ from app.specs.training import RenderSpec
 from tests.workers.distill import tiny
 from tests.workers.tasks.test_teaching import Heard
 from workers.distill.rendering import Renderer
-from workers.tasks.train import held_out_of
+from workers.tasks.validating import held_out_of
 
 
 def test_a_part_without_a_label_is_not_validated_and_trains_all_the_same() -> None:

@@ -29,7 +29,7 @@ PROMPT_TAIL = 500
 
 
 @dataclass(frozen=True, slots=True)
-class _Case:
+class Case:
     """The last target turn of one conversation."""
 
     conversation: Conversation
@@ -43,7 +43,7 @@ class _Case:
 
 @dataclass(frozen=True, slots=True)
 class _Result:
-    case: _Case
+    case: Case
     answer: Generation
     exact_match: bool | None
     field_f1: float | None
@@ -75,7 +75,7 @@ def run_evaluation(  # noqa: PLR0913 - a core's entry: inputs, specs, where resu
     """
     started = clock()
     limit = spec.max_conversations or len(conversations)
-    cases = _cases(conversations[:limit], tokenizer, render, spec, callbacks)
+    cases = cases_of(conversations[:limit], tokenizer, render, spec, callbacks)
     callbacks.phase("generate")
     answers = generate(
         model,
@@ -112,17 +112,17 @@ def run_evaluation(  # noqa: PLR0913 - a core's entry: inputs, specs, where resu
     )
 
 
-def _cases(
+def cases_of(
     conversations: Sequence[Conversation],
     tokenizer: Any,
     render: RenderSpec,
     spec: EvaluationSpec,
     callbacks: Callbacks,
-) -> list[_Case]:
+) -> list[Case]:
     renderer = Renderer(
         tokenizer, render.model_copy(update={"targets": "last_turn", "answer": "logged"})
     )
-    cases: list[_Case] = []
+    cases: list[Case] = []
     skipped = 0
     for conversation in conversations:
         place = conversation.last_target
@@ -138,7 +138,7 @@ def _cases(
             continue
         truth, kind = _truth(turn, spec)
         tail = before[-1].content[-PROMPT_TAIL:] if before else ""
-        cases.append(_Case(conversation, turn, prompt, tail, rendered, truth, kind))
+        cases.append(Case(conversation, turn, prompt, tail, rendered, truth, kind))
     if skipped:
         callbacks.log(f"{skipped} conversations have no turn that can be evaluated.", "warning")
     if not cases:
@@ -157,7 +157,7 @@ def _truth(turn: Message, spec: EvaluationSpec) -> tuple[str | None, str | None]
     return turn.content, "logged"
 
 
-def _score(case: _Case, answer: Generation, closeness: Fidelity | None) -> _Result:
+def _score(case: Case, answer: Generation, closeness: Fidelity | None) -> _Result:
     known = case.truth is not None
     return _Result(
         case=case,

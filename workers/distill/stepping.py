@@ -1,0 +1,223 @@
+"""What a step computes: losses, gradients and held-out measures, in as much memory as there is."""
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+
+from app.specs.training import TrainingSpec
+from workers.distill.batches import StepBatches
+from workers.distill.errors import CheckpointError, PackingError
+from workers.distill.heads import SplitHead, split_head
+from workers.distill.losses.choice import divergence_for
+from workers.distill.losses.fused import LossSums, fused_loss
+from workers.distill.memory import free_bytes, growth_of, is_out_of_memory, largest_fit
+from workers.distill.optimizing import adamw, select_trainable, use_bfloat16
+from workers.distill.packing import packing_problem
+from workers.distill.ranks import ALONE, Ranks
+from workers.distill.selection import AGREEMENT, agreements
+from workers.distill.values import SparseTargets, StudentBatch
+
+
+class NoMemory(Exception):
+    """A rank had no memory for its part of a step; nothing was changed by any."""
+
+
+class Stepper:
+    """A model with what moves it: forward and backward of batches, and the probe of their memory.
+
+    Errors: HeadError, PackingError, CheckpointError for a type of model that cannot do it right.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        spec: TrainingSpec,
+        *,
+        vocabulary: int | None = None,
+        ranks: Ranks = ALONE,
+    ) -> None:
+        self.spec, self.vocabulary, self.ranks = spec, vocabulary, ranks
+        self.device = model.get_input_embeddings().weight.device
+        self.bfloat16 = use_bfloat16(spec, self.device)
+        self.divergence = divergence_for(spec.objective)
+        self.parameters = select_trainable(model, spec.trainable)
+        self.split: SplitHead = split_head(model)
+        problem = packing_problem(model.config) if spec.schedule.packing else None
+        if problem is not None:
+            raise PackingError(problem)
+        if spec.gradient_checkpointing:
+            if not model.supports_gradient_checkpointing:
+                raise CheckpointError(
+                    f"{type(model).__name__} cannot compute its layers again. Turn gradient "
+                    "checkpointing off."
+                )
+            # The older name is deprecated where the newer one exists.
+            newer = getattr(model, "activation_checkpointing_enable", None)
+            (newer or model.gradient_checkpointing_enable)({"use_reentrant": False})
+        self.optimizer = adamw(self.parameters, spec.schedule)
+
+    def forward(self, batch: StudentBatch, denominator: int) -> LossSums:
+        """Return the loss of one micro-batch over the step's denominator, with its sums."""
+        batch = _to(batch, self.device)
+        hidden = self.states(batch)
+        weight = self.split.weight
+        return fused_loss(
+            hidden.to(weight.dtype),
+            weight,
+            labels=batch.labels,
+            alpha=batch.alpha,
+            teacher=batch.teacher,
+            denominator=denominator,
+            vocabulary=self.vocabulary,
+            chunk=self.spec.loss_chunk_tokens,
+            divergence=self.divergence,
+        )
+
+    def states(self, batch: StudentBatch) -> torch.Tensor:
+        """Return the hidden states [N, D] of the supervised positions."""
+        context: AbstractContextManager[Any] = (
+            torch.autocast(self.device.type, torch.bfloat16) if self.bfloat16 else nullcontext()
+        )
+        with context:
+            hidden = self.split.hidden(batch.input_ids, batch.attention_mask, batch.documents)
+        return hidden.reshape(-1, hidden.shape[-1])[batch.positions]
+
+    def backward(self, batches: StepBatches) -> "Totals":
+        """Leave the whole step's gradient on every rank; return its sums. Errors: NoMemory."""
+        self.optimizer.zero_grad(set_to_none=True)
+        totals, full = Totals(), False
+        try:
+            for micro in batches.micro:
+                sums = self.forward(micro, batches.denominator)
+                sums.loss.backward()  # type: ignore[no-untyped-call] # torch leaves it untyped
+                totals.add(sums, int(micro.attention_mask.sum()))
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            full = True
+        if self.ranks.any(full):
+            self.optimizer.zero_grad(set_to_none=True)
+            raise NoMemory
+        self.ranks.add_gradients(self.parameters)
+        return totals.over(self.ranks)
+
+    def clipped_norm(self) -> float:
+        """Shorten the gradient to the longest allowed, and return the norm it had."""
+        most = self.spec.schedule.max_grad_norm
+        return float(torch.nn.utils.clip_grad_norm_(self.parameters, most))
+
+    def fitting(self, longest: Callable[[int], StudentBatch]) -> tuple[int, str]:
+        """Return how many conversations a micro-batch may have, and a sentence that says so.
+
+        longest: gives a batch of so many of the longest. Weights, gradients and random state are as
+        before. Errors: OutOfMemoryError.
+        """
+        most = -(-self.spec.schedule.batch_size // self.ranks.count)
+        free = free_bytes(self.device)
+        if self.device.type == "cpu":
+            free //= self.ranks.count
+        one, two = (self._probe(longest(count)) for count in (1, 2))
+        moments = 2 * sum(p.numel() * p.element_size() for p in self.parameters)
+        size = self.ranks.smallest(largest_fit(most, one, two, beside=moments, free=free))
+        takes = one if size == 1 else one + (size - 1) * max(two - one, 0)
+        what = "conversation" if size == 1 else "conversations"
+        why = "the whole batch" if size == most else "the most that fits"
+        return size, (
+            f"Micro-batches of {size} {what}, {why}: a step of the longest takes about "
+            f"{takes / 2**20:,.0f} MiB beside the weights, of {free / 2**20:,.0f} MiB free."
+        )
+
+    def _probe(self, batch: StudentBatch) -> float:
+        """Return the bytes that a forward and backward of a batch takes; infinite: too many."""
+
+        def work() -> None:
+            self.forward(batch, 1).loss.backward()  # type: ignore[no-untyped-call] # as above
+
+        cuda = [self.device] if self.device.type == "cuda" else []
+        try:
+            with torch.random.fork_rng(devices=cuda):
+                return growth_of(self.device, work)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return math.inf
+        finally:
+            self.optimizer.zero_grad(set_to_none=True)
+
+    @torch.no_grad()
+    def measure(self, batches: Sequence[StudentBatch], *, agreement: bool) -> dict[str, float]:
+        """Return the objective's mean per target token, and its parts, over all ranks.
+
+        agreement: measure too for which share of the tokens the top one is right.
+        """
+        totals, weight, agreed = Totals(), 0, 0
+        for batch in batches[self.ranks.rank :: self.ranks.count]:
+            totals.add(self.forward(batch, 1), 0)
+            weight += batch.target_tokens
+            if agreement:
+                there = _to(batch, self.device)
+                agreed += agreements(self.states(there), self.split.weight, there, self.vocabulary)
+        totals.over(self.ranks)
+        weight, agreed = map(int, self.ranks.sums([weight, agreed]))
+        values = {"validation/loss": totals.loss / max(weight, 1)}
+        if totals.kd_tokens:
+            values["validation/kl"] = totals.kd / totals.kd_tokens
+        if agreement and weight:
+            values[AGREEMENT] = agreed / weight
+        return values
+
+
+class Totals:
+    """Sums over the micro-batches of a step or a validation."""
+
+    def __init__(self) -> None:
+        self.loss = self.kd = self.ce = 0.0
+        self.kd_tokens = self.ce_tokens = self.read = 0
+
+    def add(self, sums: LossSums, read: int) -> None:
+        """Add a micro-batch of `read` tokens."""
+        self.loss += float(sums.loss.detach())
+        self.kd += float(sums.kd_sum)
+        self.ce += float(sums.ce_sum)
+        self.kd_tokens += sums.kd_tokens
+        self.ce_tokens += sums.ce_tokens
+        self.read += read
+
+    def over(self, ranks: Ranks) -> "Totals":
+        """Make these the sums over all ranks, and return them."""
+        counts = (self.kd_tokens, self.ce_tokens, self.read)
+        found = ranks.sums([self.loss, self.kd, self.ce, *map(float, counts)])
+        self.loss, self.kd, self.ce = found[:3]
+        self.kd_tokens, self.ce_tokens, self.read = map(int, found[3:])
+        return self
+
+    def parts(self, prefix: str) -> dict[str, float]:
+        values = {}
+        if self.kd_tokens:
+            values[f"{prefix}kd_loss"] = self.kd / self.kd_tokens
+        if self.ce_tokens:
+            values[f"{prefix}ce_loss"] = self.ce / self.ce_tokens
+        return values
+
+
+def _to(batch: StudentBatch, device: torch.device) -> StudentBatch:
+    if device.type == "cpu":
+        return batch
+    teacher = batch.teacher and SparseTargets(
+        ids=batch.teacher.ids.to(device),
+        log_w=batch.teacher.log_w.to(device),
+        log_r=batch.teacher.log_r.to(device),
+        temperature=batch.teacher.temperature,
+    )
+    return StudentBatch(
+        input_ids=batch.input_ids.to(device),
+        attention_mask=batch.attention_mask.to(device),
+        positions=batch.positions.to(device),
+        labels=batch.labels.to(device),
+        alpha=batch.alpha.to(device),
+        teacher=teacher,
+        documents=None if batch.documents is None else batch.documents.to(device),
+    )
