@@ -36,6 +36,7 @@ class Mutant:
 BATCHES = "workers/distill/batches.py"
 RENDERING = "workers/distill/rendering.py"
 FUSED = "workers/distill/losses/fused.py"
+ROWS = "workers/distill/teacher_rows.py"
 SHARDS = "workers/distill/teacher_shards.py"
 TEACHERS = "workers/distill/teachers.py"
 FOLD = "workers/ingest/fold.py"
@@ -129,8 +130,8 @@ MUTANTS = (
     Mutant(
         "another divergence reported as kd_loss",
         FUSED,
-        "reported = bucket_kl(support, log_q_head, log_q_tail)",
-        "reported = slopes.value",
+        "return divergence(support, log_q_on, log_q_off), bucket_kl(support, log_q_on, log_q_off)",
+        "return (s := divergence(support, log_q_on, log_q_off)), s.value",
         PROOFS,
     ),
     Mutant(
@@ -212,10 +213,45 @@ MUTANTS = (
     ),
     Mutant(
         "head not scaled by 1 − r",
-        SHARDS,
+        ROWS,
         "log_w += torch.log(-torch.expm1(log_r))[:, None]",
         "log_w += 0 * log_r[:, None]",
         ("tests/workers/distill/test_teacher_shards.py",),
+    ),
+    Mutant(
+        "samples do not share the rest but count whole",
+        ROWS,
+        "log_r[:, None] + shares.log()",
+        "shares.log()",
+        ("tests/workers/distill/test_profiles.py",),
+    ),
+    Mutant(
+        "samples always start at the same place",
+        TEACHERS,
+        "places = (steps + offsets[:, None]) / count * total",
+        "places = (steps + 0 * offsets[:, None]) / count * total",
+        ("tests/workers/distill/test_profiles.py",),
+    ),
+    Mutant(
+        "sampled slope without the mass of the targets",
+        "workers/distill/losses/sampled.py",
+        "mass[:, None] * q - t",
+        "q",
+        PROOFS,
+    ),
+    Mutant(
+        "samples read by every objective",
+        BATCHES,
+        "samples=objective.fits_samples",
+        "samples=objective.temperature == 1.0",
+        ("tests/workers/distill/test_profiles.py",),
+    ),
+    Mutant(
+        "live teacher compared without its temperature",
+        "workers/distill/losses/support.py",
+        "logits.div_(teacher.temperature)",
+        "logits",
+        PROOFS,
     ),
     Mutant(
         "frame checksum off",

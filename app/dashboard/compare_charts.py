@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.metrics.registry import METRICS
+from app.specs.teacher import PROFILES
 from app.specs.training import RunSpec
 
 QUANTITIES = (
@@ -61,8 +62,8 @@ def charts_of(curves: Sequence[Curve]) -> tuple[list[ChartView], str | None]:
     shown = "; ".join(alone[:MOST_NAMED])
     more = f" and {len(alone) - MOST_NAMED} more" if len(alone) > MOST_NAMED else ""
     return charts, (
-        f"No other run here measures the same as {shown}{more}: α, T, text or data differ. "
-        "Such a curve is on its run’s page."
+        f"No other run here measures the same as {shown}{more}: α, T, kept rows, text or data "
+        "differ. Such a curve is on its run’s page."
     )
 
 
@@ -72,15 +73,25 @@ def _depends_on(metric: str, curve: Curve) -> str:
     words = {
         "α": f"α {objective.alpha:g}",
         "T": f"T {objective.temperature:g}",
+        "view": _view(curve.spec),
         "text": {"reference": "references", "logged": "logged answers"}[objective.ce_target],
         "data": curve.data,
     }
+    every = ("α", "T", "view", "text", "data")
     needed = {
-        "train/kd_loss": ("T", "data"),
-        "validation/kl": ("T", "data"),
+        "train/kd_loss": ("T", "view", "data"),
+        "validation/kl": ("T", "view", "data"),
         "train/ce_loss": ("text", "data"),
-    }.get(metric, ("α", "T", "text", "data") if objective.needs_teacher else ("text", "data"))
+    }.get(metric, every if objective.needs_teacher else ("text", "data"))
     return ", ".join(words[key] for key in needed)
+
+
+def _view(spec: RunSpec) -> str:
+    """Return what of the teacher a KL is measured on: on unlike supports it is not one quantity."""
+    if spec.training.objective.teacher == "live":
+        return "whole distribution"
+    kept = spec.capture
+    return f"{kept.name} rows" if kept.k_max == PROFILES[kept.name]["k_max"] else f"k {kept.k_max}"
 
 
 def _chart(metric: str, place: int, suffix: str, group: Sequence[Curve]) -> ChartView:

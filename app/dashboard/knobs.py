@@ -84,6 +84,16 @@ _TRUTH: Options = (
     ("logged", "logged answer only"),
 )
 
+_PROFILES: Options = (
+    ("standard", "standard: a head and one bucket"),
+    ("sampled", "sampled: a head and samples of the rest"),
+    ("audit", "audit: 256 tokens and one bucket"),
+    ("dense", "dense: the whole vocabulary"),
+)
+_TEACHERS: Options = (
+    ("cache", "stored rows, scored once"),
+    ("live", "live: the whole of it, each batch anew"),
+)
 DIVERGENCES: Options = (
     ("forward_kl", "forward KL"),
     ("reverse_kl", "reverse KL"),
@@ -117,6 +127,16 @@ KNOBS: tuple[Knob, ...] = (
         "Temperature",
         "Softens both distributions. The cache keeps normalisers for its grid only.",
         "float",
+        teacher_only=True,
+    ),
+    Knob(
+        "teacher_from",
+        _training("objective", "teacher"),
+        OBJECTIVE,
+        "Teacher's distribution",
+        "Live needs both in memory and more time a step, and serves every temperature.",
+        "select",
+        _TEACHERS,
         teacher_only=True,
     ),
     Knob(
@@ -352,6 +372,16 @@ KNOBS: tuple[Knob, ...] = (
         _TURNS,
     ),
     Knob(
+        "profile",
+        ("capture", "name"),
+        CACHE,
+        "Profile",
+        "What a row keeps. Samples serve forward KL at temperature 1; audit serves hotter ones.",
+        "select",
+        _PROFILES,
+        teacher_only=True,
+    ),
+    Knob(
         "head_mass",
         ("capture", "head_mass"),
         CACHE,
@@ -374,6 +404,14 @@ KNOBS: tuple[Knob, ...] = (
         CACHE,
         "Tokens a row, at most",
         "The rest is one bucket with the exact mass.",
+        teacher_only=True,
+    ),
+    Knob(
+        "tail_samples",
+        ("capture", "tail_samples"),
+        CACHE,
+        "Samples of the rest",
+        "Drawn for each token by the profile sampled; 0 for the others.",
         teacher_only=True,
     ),
     Knob(
@@ -444,7 +482,9 @@ class Change:
 def divergence_words(objective: Objective) -> str:
     """Return what the teacher's term measures: `forward KL`, `Jensen–Shannon β 0.5`."""
     words = dict(DIVERGENCES).get(objective.kind, "")
-    return f"{words} β {objective.beta:g}" if objective.kind == "jsd" else words
+    if objective.kind == "jsd":
+        words = f"{words} β {objective.beta:g}"
+    return f"{words} to the live teacher" if objective.teacher == "live" else words
 
 
 def of_group(group: str) -> list[Knob]:
@@ -460,7 +500,8 @@ def values_of(spec: RunSpec) -> dict[str, str]:
 def shown_of(spec: RunSpec) -> list[tuple[str, list[tuple[str, str]]]]:
     """Return (group, [(label, value)]) of what a run reads, for reading."""
     values = spec.model_dump(mode="json")
-    needed = spec.training.objective.needs_teacher
+    objective = spec.training.objective
+    needed = objective.needs_teacher
     return [
         (
             group,
@@ -471,7 +512,7 @@ def shown_of(spec: RunSpec) -> list[tuple[str, list[tuple[str, str]]]]:
             ],
         )
         for group in (OBJECTIVE, *GROUPS)
-        if needed or group != CACHE
+        if objective.reads_cache or group != CACHE
     ]
 
 

@@ -25,6 +25,7 @@ from app.runs.schemas import EstimateOut
 from app.security.csrf import FIELD as CSRF_FIELD
 from app.settings import Settings
 from app.specs.names import INVISIBLE, is_visible
+from app.specs.teacher import PROFILES, ProfileName
 from app.specs.training import RunRole, RunSpec
 from app.web.forms import Form, field_errors
 
@@ -58,6 +59,8 @@ DEFAULTS: dict[str, str] = {
     ).items()
     if knobs.BY_NAME[name].kind != "flag"  # a box that is not ticked is not sent either
 } | dict.fromkeys(("name", "group", "role", "preset", "parent", "key", "teacher_id"), "")
+DRAWN = ("role", "preset", "profile")
+"""Choices that fill others: the form tells for which it was drawn."""
 FIXED = ("name", "group", "role", "preset", "teacher_id", "student_id", "dataset_version_id")
 _OBJECTIVES: dict[RunRole, dict[str, str]] = {
     "distilled": {"divergence": "forward_kl", "alpha": "0.7", "ce_target": "logged"},
@@ -67,7 +70,12 @@ _OBJECTIVES: dict[RunRole, dict[str, str]] = {
 }
 _BETWEEN = re.compile(r",\s+|[;\s]\s*")
 """Between the values of a list; a comma alone may be meant as a decimal point, and is refused."""
-_ABOUT = {"schedule": "micro_batch_size", "objective": "alpha", "training": "select_by"}
+_ABOUT = {
+    "schedule": "micro_batch_size",
+    "objective": "alpha",
+    "training": "select_by",
+    "capture": "profile",
+}
 """Where a rule that binds several settings of a part of the spec is told."""
 _STEMS: dict[RunRole, str] = {
     "distilled": "distilled",
@@ -123,16 +131,19 @@ def sent(given: FormData | QueryParams) -> Values:
 
 
 def filled(session: Session, project: Project, values: Values) -> Values:
-    """Return the values with what follows from another kind or preset, or from a mend.
+    """Return the values with what follows from another kind, preset or profile, or from a mend.
 
-    The form tells for which kind and preset it was drawn, so an address that is opened again fills
-    it in the same way.
+    The form tells for which it was drawn, so an address that is opened again fills it in the same
+    way.
     """
     choices, mend = choices_of(session, project), _mend(values.pop("set", ""))
     if mend.pop("kind", "") == "ce":
         mend = {"role": "sequence_level"}
-    drawn = {name: values.pop(f"drawn_{name}", values[name]) for name in ("role", "preset")}
+    drawn = {name: values.pop(f"drawn_{name}", values[name]) for name in DRAWN}
     changed = {**values, **mend}
+    if changed["profile"] != drawn["profile"]:
+        usual = PROFILES.get(cast("ProfileName", changed["profile"]), {})
+        changed |= {name: str(value) for name, value in usual.items()}
     if changed["role"] != drawn["role"]:
         return with_role(session, project, choices, changed)
     if changed["preset"] != drawn["preset"]:

@@ -18,7 +18,7 @@ from app.projects.api import ProjectDep
 from app.projects.models import Project
 from app.runs import previews, service
 from app.runs.models import Run
-from app.runs.schemas import EstimateOut, Reason, Seconds
+from app.runs.schemas import CacheOut, EstimateOut, Reason, Seconds
 from app.security.permissions import Permission
 from app.settings import Settings
 from app.specs.checkpoint import CheckpointCard, compression
@@ -221,12 +221,13 @@ def _page(
         "changed": {change.name for change in changes},
         "next_number": project.last_run_number + 1,
         "kinds": new_run.KINDS,
+        "drawn": new_run.DRAWN,
         "presets": new_run.PRESETS,
         "others": [k for k in new_run.KINDS if k[0] in new_run.COMPARED],
         "knobs": {group: knobs.of_group(group) for group in (knobs.OBJECTIVE, *knobs.GROUPS)},
         "labels": LABELS,
         "choices": choices,
-        "hints": _hints(choices, values),
+        "hints": _hints(choices, values) | _mass(found[0].cache if found else None),
         "estimate": found[0] if found else None,
         "problems": problems,
         "warnings": list(dict.fromkeys(words for one in found for words in one.warnings)),
@@ -328,3 +329,11 @@ def _hints(choices: new_run.Choices, values: Values) -> dict[str, str]:
         references = version.funnel.get("references", 0)
         hints["dataset_version_id"] = f"{parts}; {number(references)} with a reference"
     return hints
+
+
+def _mass(cover: CacheOut | None) -> dict[str, str]:
+    """Return what each temperature of the grid captures, to stand at the temperature's field."""
+    if cover is None or not cover.captured_mass:
+        return {}
+    parts = [f"T = {t} captures {number(100 * m)} %" for t, m in cover.captured_mass.items()]
+    return {"temperature": f"{', '.join(parts)} of the teacher's mass; the rest is one bucket."}

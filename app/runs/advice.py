@@ -7,11 +7,11 @@ from sqlalchemy.orm import Session
 
 from app.metrics.formatting import number, size
 from app.runs import queries
-from app.runs.disk import Others
+from app.runs.disk import Others, expected_bytes
 from app.runs.schemas import Mend, Reason
 from app.runs.subject import Subject, epochs
 from app.settings import Settings
-from app.specs.checkpoint import BAND, compression, verdict_of_cards
+from app.specs.checkpoint import BAND, CheckpointCard, compression, verdict_of_cards
 from app.specs.teacher import CacheReport
 from app.specs.training import PACKABLE, RunSpec
 from app.teacher_cache import queries as cache
@@ -40,6 +40,9 @@ SEQUENCE_LEVEL = Mend(
     label="Use sequence-level",
     values={"kind": "ce", "alpha": "0", "ce_target": "logged"},
 )
+LIVE = Mend(label="Use the live teacher", values={"teacher_from": "live"})
+AUDIT = Mend(label="Keep 256 tokens", values={"profile": "audit"})
+MOST_DENSE = 8_192
 
 
 def look(session: Session, subject: Subject, spec: RunSpec, project_id: int) -> Findings:
@@ -168,6 +171,13 @@ def _look_at_teacher(session: Session, found: Findings, subject: Subject, spec: 
             f"“{subject.student.name}” cannot learn from “{subject.teacher.name}” token by token."
         )
         found.block(f"{pair} {verdict.sentence}", SEQUENCE_LEVEL, at="student_id")
+    if not objective.reads_cache:
+        found.warnings.append(
+            f"The live teacher ({size(teacher.bytes)}) is held beside the student and scores every "
+            "batch anew: a step takes longer, and nothing is cached for the next run."
+        )
+        return
+    _look_at_profile(found, teacher, spec)
     grid = spec.capture.temperatures
     if objective.temperature not in grid:
         shown = ", ".join(f"{t:g}" for t in grid)
@@ -175,11 +185,30 @@ def _look_at_teacher(session: Session, found: Findings, subject: Subject, spec: 
             f"Temperature {objective.temperature:g} is not in the cache's grid ({shown}): its "
             "normaliser is not stored. Take one of these, or add it to the grid.",
             Mend(label="Use temperature 1", values={"temperature": "1"}),
+            LIVE,
             at="temperature",
         )
-    elif objective.temperature > 1:
+    elif objective.temperature > 1 and spec.capture.name != "dense":
         report = cache.report(session, space_of(teacher, spec.capture).address)
         found.warnings.append(_mass_sentence(objective.temperature, report))
+
+
+def _look_at_profile(found: Findings, teacher: CheckpointCard, spec: RunSpec) -> None:
+    entries = teacher.tokenizer_entries
+    if spec.capture.name == "dense" and entries > MOST_DENSE:
+        found.block(
+            f"Dense rows keep all {entries:,} tokens of the vocabulary, about "
+            f"{size(expected_bytes(spec.capture, entries))} a token of text: that is for "
+            f"vocabularies of {MOST_DENSE:,} at most. Keep 256 tokens, or take the live teacher.",
+            AUDIT,
+            LIVE,
+            at="profile",
+        )
+    elif spec.capture.name == "sampled" and not spec.training.objective.fits_samples:
+        found.warnings.append(
+            "The samples serve forward KL at temperature 1 alone; this objective reads the head "
+            "and takes the rest as one bucket."
+        )
 
 
 def _mass_sentence(temperature: float, report: CacheReport | None) -> str:
@@ -191,7 +220,8 @@ def _mass_sentence(temperature: float, report: CacheReport | None) -> str:
         )
     return (
         f"At temperature {temperature:g} the stored head holds {number(100 * mass, 1)} % of the "
-        "teacher's distribution; the rest is one bucket. Temperature 1 loses least."
+        "teacher's distribution; the rest is one bucket. Temperature 1 loses least; audit rows or "
+        "the live teacher keep more."
     )
 
 

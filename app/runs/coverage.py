@@ -22,7 +22,7 @@ def cover_of(
 ) -> CacheOut | None:
     """Return what the cache covers; None where the run reads no teacher."""
     teacher = subject.cards[0]
-    if teacher is None or not spec.training.objective.needs_teacher:
+    if teacher is None or not spec.training.objective.reads_cache:
         return None
     address = space_of(teacher, spec.capture).address
     known = cache.coverage(session, address, spec.dataset_version_id, spec.training.render)
@@ -59,7 +59,7 @@ def rows_were_lost(session: Session, run: Run) -> bool:
     """Return whether the cache lacks what a capture for this run had put there."""
     spec = RunSpec.model_validate(run.spec)
     teacher = session.get(Checkpoint, run.teacher_id)
-    if teacher is None or teacher.card is None or not spec.training.objective.needs_teacher:
+    if teacher is None or teacher.card is None or not spec.training.objective.reads_cache:
         return False
     address = space_of(CheckpointCard.model_validate(teacher.card), spec.capture).address
     known = cache.coverage(session, address, spec.dataset_version_id, spec.training.render)

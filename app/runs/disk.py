@@ -17,16 +17,26 @@ from app.runs.subject import Subject, capture_of
 from app.settings import Settings
 from app.specs.fingerprint import fingerprint
 from app.specs.jobs import TERMINAL_STATES, JobKind, JobState, Queue, TrainJob
+from app.specs.teacher import CaptureProfile
 from app.specs.training import RunSpec
 from app.teacher_cache import queries as cache
 from app.teacher_cache.service import space_of
 
 STANDARD_BYTES_A_ROW = 67.0
-"""What the standard profile is held to; used until this installation has shards of its own."""
+"""What the standard profile is held to; used until a space has shards of its own."""
 SNAPSHOT_WEIGHTS = 3
 """A snapshot holds the weights and two moments of the optimiser, in float32."""
 SNAPSHOTS_KEPT = 3
 FLOAT32_BYTES = 4
+
+
+def expected_bytes(profile: CaptureProfile, vocabulary: int) -> float:
+    """Return what a row of the profile takes, at most, where none was written yet."""
+    id_bytes = 2 if vocabulary <= 1 << 16 else 3
+    samples = profile.tail_samples * (id_bytes + 1)
+    if profile.value_bytes == 1:
+        return STANDARD_BYTES_A_ROW + samples
+    return min(profile.k_max, vocabulary) * (id_bytes + profile.value_bytes) + samples
 
 
 def disk_of(
@@ -40,7 +50,7 @@ def disk_of(
     }
     if cover is not None and teacher is not None:
         own = cache.size(session, space_of(teacher, spec.capture).address).bytes_per_row
-        each = own or cache.size(session).bytes_per_row or STANDARD_BYTES_A_ROW
+        each = own or expected_bytes(spec.capture, teacher.tokenizer_entries)
         used["cache"] = round(cover.missing_tokens * each)
     return used
 
@@ -77,13 +87,13 @@ def others(
     """
     waiting = [*_open(session), *(_Open(other) for other in beside)]
     passing, kept, count = [used["snapshots"]], 0, 0
-    filled = {fingerprint(capture_of(spec))} if spec.training.objective.needs_teacher else set()
+    filled = {fingerprint(capture_of(spec))} if spec.training.objective.reads_cache else set()
     left = _captures(session)
     for one in waiting:
         subject = _subject(session, one.spec)
         if subject is None:
             continue
-        key = fingerprint(capture_of(one.spec)) if one.spec.training.objective.needs_teacher else ""
+        key = fingerprint(capture_of(one.spec)) if one.spec.training.objective.reads_cache else ""
         fills = one.fills and key not in filled
         cover = cover_of(session, subject, one.spec, settings) if fills else None
         theirs = disk_of(session, subject, one.spec, cover)

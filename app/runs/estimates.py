@@ -34,6 +34,16 @@ def _at_most(training: PartOut, schedule: Schedule) -> PartOut:
     return training.model_copy(update={"basis": f"{words} {training.basis}"})
 
 
+def _training(session: Session, subject: Subject, spec: RunSpec, tokens: int) -> PartOut:
+    """Return how long training lasts; a live teacher reads every token beside the student."""
+    own = part(session, "train", tokens, subject.student, "tokens")
+    if not spec.training.objective.needs_teacher or spec.training.objective.reads_cache:
+        return own
+    beside = part(session, "precompute", tokens, subject.teacher, "tokens")
+    basis = f"{own.basis} The live teacher's passes beside it: {beside.basis}"
+    return PartOut(phase="train", seconds=in_all([own, beside]), basis=basis)
+
+
 def _nothing_yet(found: Findings) -> EstimateOut:
     """Return what is known of a run whose rows are not ready: why it cannot start."""
     return EstimateOut(
@@ -73,7 +83,7 @@ def estimate(
     schedule = spec.training.schedule
     tokens = round(schedule.steps * schedule.batch_size * mean)
     cover = cover_of(session, subject, spec, settings)
-    parts = [_at_most(part(session, "train", tokens, subject.student, "tokens"), schedule)]
+    parts = [_at_most(_training(session, subject, spec, tokens), schedule)]
     if cover is not None:
         missing = cover.missing_tokens
         parts.insert(0, part(session, "precompute", missing, subject.teacher, "tokens"))

@@ -75,7 +75,7 @@ def start(
     session.add(run)
     session.flush()
     needed: list[int] = []
-    if spec.training.objective.needs_teacher:
+    if spec.training.objective.reads_cache:
         needed.append(_ask_for_cache(session, run, spec, owner).id)
     training = enqueue(
         session,

@@ -34,14 +34,16 @@ class Objective(Chosen):
     """loss = Σ m(α T² KD + (1 − α) CE) / Σ m, per target token.
 
     `kind` is the divergence KD from teacher to student at `temperature`; `beta`, the teacher's
-    share in the mean that `jsd` compares both with, is read by it alone. `alpha` 0 trains on text
-    alone. `ce_target` names whose text: `reference` (ground truth; only conversations that have
-    one) or `logged` (the answer in the traffic).
+    share in the mean that `jsd` compares both with, is read by it alone. `teacher` says where its
+    distribution comes from: stored rows (`cache`), or the whole of it from weights held beside the
+    student (`live`). `alpha` 0 trains on text alone. `ce_target` names whose text: `reference`
+    (ground truth; only conversations that have one) or `logged` (the answer in the traffic).
     """
 
     kind: ObjectiveKind = "forward_kl"
     temperature: float = Field(default=1.0, gt=0)
     beta: float = Field(default=0.5, gt=0, lt=1)
+    teacher: Literal["cache", "live"] = "cache"
     alpha: float = Field(default=0.7, ge=0, le=1)
     ce_target: CeTarget = "logged"
 
@@ -59,6 +61,15 @@ class Objective(Chosen):
     @property
     def needs_teacher(self) -> bool:
         return self.alpha > 0
+
+    @property
+    def reads_cache(self) -> bool:
+        return self.needs_teacher and self.teacher == "cache"
+
+    @property
+    def fits_samples(self) -> bool:
+        """Whether a sampled tail may train it: at T ≠ 1 weights explode, elsewhere it is biased."""
+        return self.kind == "forward_kl" and self.temperature == 1.0
 
 
 class Schedule(Chosen):

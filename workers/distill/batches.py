@@ -1,7 +1,7 @@
 """The only place labels are shifted: seeded order, collation, micro-batches of one step."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 from app.specs.training import Objective, Schedule
 from workers.distill.errors import MissingRowsError, NothingToTrainError, RowCountError
 from workers.distill.packing import first_fit_decreasing
-from workers.distill.teacher_shards import decode, join_rows
+from workers.distill.teacher_rows import decode, join_rows
 from workers.distill.values import RenderedConversation, SparseTargets, StudentBatch, TargetRows
 
 _LOT = 256
@@ -70,7 +70,7 @@ class BatchSource:
         self._collator = Collator(teacher_lookup, objective, pad_id=pad_id)
         self.missing_entries = 0
         """Conversations whose entry has no teacher rows: they train on their label alone."""
-        if teacher_lookup is not None and objective.needs_teacher:
+        if teacher_lookup is not None and objective.reads_cache:
             self.missing_entries = _check_cache(self._rendered, teacher_lookup, objective)
         self._schedule = schedule
         self._seed = seed
@@ -138,8 +138,8 @@ class Collator:
     def __init__(
         self, teacher_lookup: TeacherLookup | None, objective: Objective, *, pad_id: int = 0
     ) -> None:
-        self._lookup = teacher_lookup if objective.needs_teacher else None
-        if objective.needs_teacher and teacher_lookup is None:
+        self._lookup = teacher_lookup if objective.reads_cache else None
+        if objective.reads_cache and teacher_lookup is None:
             raise MissingRowsError(
                 "The objective has a teacher term, but no teacher cache was given. "
                 "Precompute it, or set alpha to 0."
@@ -193,8 +193,8 @@ class Collator:
         self, conversations: Sequence[RenderedConversation], steps: list[np.ndarray]
     ) -> tuple[SparseTargets | None, torch.Tensor]:
         total = sum(len(s) for s in steps)
-        if self._lookup is None:
-            return None, torch.zeros(total)
+        if self._lookup is None:  # a live teacher has a row for every token
+            return None, torch.full((total,), self._objective.alpha)
         found = self._lookup.rows([c.entry for c in conversations])
         parts, alpha = [], []
         for conversation, rows, wanted in zip(conversations, found, steps, strict=True):
@@ -207,18 +207,16 @@ class Collator:
                     f"Entry {conversation.entry[:12]} has {len(conversation.input_ids)} tokens but "
                     f"{len(rows.ids)} teacher rows. Capture it again."
                 )
-            parts.append(
-                TargetRows(
-                    rows.ids[wanted], rows.logp[wanted], rows.log_r[wanted], rows.entropy[wanted]
-                )
-            )
+            parts.append(rows.take(wanted))
             alpha.append(np.full(len(wanted), self._objective.alpha, dtype=np.float32))
         joined = join_rows(parts)
-        targets = decode(joined, self._objective.temperature, self._lookup.grid)
+        objective = self._objective
+        targets = decode(
+            joined, objective.temperature, self._lookup.grid, samples=objective.fits_samples
+        )
         has_rows = torch.from_numpy(joined.ids[:, 0] >= 0)
         log_w = torch.where(has_rows[:, None], targets.log_w, -torch.inf)
-        clean = SparseTargets(targets.ids, log_w, targets.log_r, targets.temperature)
-        return clean, torch.from_numpy(np.concatenate(alpha))
+        return replace(targets, log_w=log_w), torch.from_numpy(np.concatenate(alpha))
 
 
 def _no_rows(count: int, grid: int) -> TargetRows:

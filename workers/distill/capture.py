@@ -13,13 +13,8 @@ from app.specs.teacher import CacheReport, CacheSpace, CaptureProfile, Faithfuln
 from workers.distill.callbacks import Callbacks
 from workers.distill.errors import MissingRowsError
 from workers.distill.losses.dense import dense_bucket
-from workers.distill.teacher_shards import (
-    ShardFile,
-    ShardLookup,
-    decode,
-    verify_shard,
-    write_shard,
-)
+from workers.distill.teacher_rows import decode
+from workers.distill.teacher_shards import ShardFile, ShardLookup, verify_shard, write_shard
 from workers.distill.teachers import Teacher
 from workers.distill.values import RenderedConversation, TargetRows
 
@@ -136,7 +131,11 @@ def capture(
         if items is None:
             break
         written = write_shard(
-            folder, items, vocabulary=space.vocabulary, grid=space.profile.temperatures
+            folder,
+            items,
+            vocabulary=space.vocabulary,
+            grid=space.profile.temperatures,
+            value_bytes=space.profile.value_bytes,
         )
         verify_shard(written.path)
         files.append(written)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from workers.distill.callbacks import Callbacks, Silent
 from workers.distill.evaluation.scores import exact_match, field_f1
 from workers.distill.generate import generate
-from workers.distill.values import StudentBatch
+from workers.distill.values import SparseTargets, StudentBatch
 
 LOSS, AGREEMENT = "validation/loss", "validation/agreement"
 _SCORES = {"validation/exact_match": exact_match, "validation/field_f1": field_f1}
@@ -93,17 +93,18 @@ def agreements(
     states: [N, D] that predict; weight: [V, D]. Right is the teacher's top token, and the label
     where there is no teacher row.
     """
-    right = batch.labels
-    ids = getattr(batch.teacher, "ids", None)
-    if batch.teacher is not None and ids is not None:
-        right = torch.where(torch.isfinite(batch.teacher.log_w[:, 0]), ids[:, 0], right)
-    head = weight[: vocabulary or len(weight)]
-    agreed = 0
-    for start in range(0, len(states), _CHUNK):
-        part = slice(start, start + _CHUNK)
-        top = (states[part].to(head.dtype) @ head.t()).argmax(-1)
-        agreed += int((top == right[part]).sum())
-    return agreed
+    right, teacher = batch.labels, batch.teacher
+    if isinstance(teacher, SparseTargets):
+        right = torch.where(torch.isfinite(teacher.log_w[:, 0]), teacher.ids[:, 0], right)
+    elif teacher is not None:
+        right = _tops(teacher.hidden, teacher.weight)
+    return int((_tops(states, weight[: vocabulary or len(weight)]) == right).sum())
+
+
+def _tops(states: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
+    """Return the likeliest id [N] after each of the states, a chunk at a time."""
+    tops = [(part.to(head.dtype) @ head.t()).argmax(-1) for part in torch.split(states, _CHUNK)]
+    return torch.cat(tops) if tops else torch.zeros(0, dtype=torch.int64, device=head.device)
 
 
 @dataclass(slots=True)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from workers.distill.optimizing import adamw, select_trainable, use_bfloat16
 from workers.distill.packing import packing_problem
 from workers.distill.ranks import ALONE, Ranks
 from workers.distill.selection import AGREEMENT, agreements
+from workers.distill.teachers import LiveTeacher
 from workers.distill.values import SparseTargets, StudentBatch
 
 
@@ -37,9 +39,10 @@ class Stepper:
         spec: TrainingSpec,
         *,
         vocabulary: int | None = None,
+        live: LiveTeacher | None = None,
         ranks: Ranks = ALONE,
     ) -> None:
-        self.spec, self.vocabulary, self.ranks = spec, vocabulary, ranks
+        self.spec, self.vocabulary, self.live, self.ranks = spec, vocabulary, live, ranks
         self.device = model.get_input_embeddings().weight.device
         self.bfloat16 = use_bfloat16(spec, self.device)
         self.divergence = divergence_for(spec.objective)
@@ -61,7 +64,7 @@ class Stepper:
 
     def forward(self, batch: StudentBatch, denominator: int) -> LossSums:
         """Return the loss of one micro-batch over the step's denominator, with its sums."""
-        batch = _to(batch, self.device)
+        batch = self.taught(batch)
         hidden = self.states(batch)
         weight = self.split.weight
         return fused_loss(
@@ -76,14 +79,24 @@ class Stepper:
             divergence=self.divergence,
         )
 
+    def taught(self, batch: StudentBatch) -> StudentBatch:
+        """Return the batch on the model's device, with what a live teacher says of it."""
+        there = _to(batch, self.device)
+        if self.live is None:
+            return there
+        with self._precision():
+            return replace(there, teacher=self.live.targets(there))
+
     def states(self, batch: StudentBatch) -> torch.Tensor:
         """Return the hidden states [N, D] of the supervised positions."""
-        context: AbstractContextManager[Any] = (
-            torch.autocast(self.device.type, torch.bfloat16) if self.bfloat16 else nullcontext()
-        )
-        with context:
+        with self._precision():
             hidden = self.split.hidden(batch.input_ids, batch.attention_mask, batch.documents)
         return hidden.reshape(-1, hidden.shape[-1])[batch.positions]
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        if self.bfloat16:
+            return torch.autocast(self.device.type, torch.bfloat16)
+        return nullcontext()
 
     def backward(self, batches: StepBatches) -> "Totals":
         """Leave the whole step's gradient on every rank; return its sums. Errors: NoMemory."""
@@ -158,7 +171,7 @@ class Stepper:
             totals.add(self.forward(batch, 1), 0)
             weight += batch.target_tokens
             if agreement:
-                there = _to(batch, self.device)
+                there = self.taught(batch)
                 agreed += agreements(self.states(there), self.split.weight, there, self.vocabulary)
         totals.over(self.ranks)
         weight, agreed = map(int, self.ranks.sums([weight, agreed]))
@@ -206,18 +219,12 @@ class Totals:
 def _to(batch: StudentBatch, device: torch.device) -> StudentBatch:
     if device.type == "cpu":
         return batch
-    teacher = batch.teacher and SparseTargets(
-        ids=batch.teacher.ids.to(device),
-        log_w=batch.teacher.log_w.to(device),
-        log_r=batch.teacher.log_r.to(device),
-        temperature=batch.teacher.temperature,
-    )
     return StudentBatch(
         input_ids=batch.input_ids.to(device),
         attention_mask=batch.attention_mask.to(device),
         positions=batch.positions.to(device),
         labels=batch.labels.to(device),
         alpha=batch.alpha.to(device),
-        teacher=teacher,
+        teacher=batch.teacher.to(device) if isinstance(batch.teacher, SparseTargets) else None,
         documents=None if batch.documents is None else batch.documents.to(device),
     )

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from app.specs.teacher import CaptureProfile
 from workers.distill.heads import split_head
-from workers.distill.values import TargetRows
+from workers.distill.rendering import entry_of
+from workers.distill.values import LiveTargets, StudentBatch, TargetRows
 
 _CHUNK = 512
 _NOTHING = -1e30
@@ -48,21 +49,17 @@ class LocalTeacher:
     def capture(
         self, batch: Sequence[NDArray[np.int32]], profile: CaptureProfile
     ) -> list[TargetRows]:
-        """Return rows [L − 1] for each sequence: adaptive head, log r per T, entropy."""
+        """Return rows [L − 1] for each sequence: adaptive head, log r per T, entropy, samples."""
         states = self._states(batch)
-        parts = [
-            _rows(states[start : start + self._chunk] @ self._head.t(), profile)  # fresh logits
-            for start in range(0, states.shape[0], self._chunk)
-        ]
-        if not parts:
-            parts = [_rows(states @ self._head.t(), profile)]
-        ids, logp, log_r, entropy = (torch.cat(c).cpu().numpy() for c in zip(*parts, strict=True))
+        offsets = _offsets(batch).to(states.device) if profile.tail_samples else None
+        parts = []
+        for start in range(0, max(states.shape[0], 1), self._chunk):
+            part = slice(start, start + self._chunk)
+            fresh = states[part] @ self._head.t()
+            parts.append(_rows(fresh, profile, None if offsets is None else offsets[part]))
+        whole = TargetRows(*(torch.cat(c).cpu().numpy() for c in zip(*parts, strict=True)))
         borders = np.cumsum([0, *(len(ids_) - 1 for ids_ in batch)])
-        out = []
-        for start, stop in itertools.pairwise(borders):
-            part = slice(int(start), int(stop))
-            out.append(TargetRows(ids[part], logp[part], log_r[part], entropy[part]))
-        return out
+        return [whole.take(slice(int(a), int(b))) for a, b in itertools.pairwise(borders)]
 
     @torch.inference_mode()
     def log_probs(self, batch: Sequence[NDArray[np.int32]]) -> Iterator[torch.Tensor]:
@@ -97,11 +94,39 @@ class LocalTeacher:
         return torch.from_numpy(input_ids).to(device), torch.from_numpy(attention).to(device)
 
 
+class LiveTeacher:
+    """A teacher held beside the student: its whole distribution, batch by batch, nothing stored."""
+
+    def __init__(self, model: Any, vocabulary: int, temperature: float) -> None:
+        self._split = split_head(model.eval().requires_grad_(requires_grad=False))
+        self._head = self._split.weight[:vocabulary]
+        self._temperature = temperature
+
+    @torch.no_grad()
+    def targets(self, batch: StudentBatch) -> LiveTargets:
+        """Return what the teacher says at the batch's supervised positions."""
+        hidden = self._split.hidden(batch.input_ids, batch.attention_mask, batch.documents)
+        states = hidden.reshape(-1, hidden.shape[-1])[batch.positions]
+        return LiveTargets(states.to(self._head.dtype), self._head, self._temperature)
+
+
+def _offsets(batch: Sequence[NDArray[np.int32]]) -> torch.Tensor:
+    """Return where systematic sampling starts [Σ (L − 1)], uniform in [0, 1).
+
+    A function of the entry alone: a shard that is made again has the same samples.
+    """
+    parts = [
+        np.random.default_rng(int(entry_of(ids)[:16], 16)).random(len(ids) - 1) for ids in batch
+    ]
+    return torch.from_numpy(np.concatenate(parts))
+
+
 def _rows(
-    logits: torch.Tensor, profile: CaptureProfile
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    logits: torch.Tensor, profile: CaptureProfile, offsets: torch.Tensor | None = None
+) -> tuple[torch.Tensor, ...]:
     """Return (ids [c, K], log p [c, K], log r [c, G], entropy [c]) of a chunk of logits [c, V].
 
+    With offsets [c] also (ids [c, n], share of the draws [c, n]) of samples of the rest.
     The logits are used up. The residual is summed outside the head, never taken as 1 − Σ.
     """
     z = logits.float()
@@ -122,12 +147,38 @@ def _rows(
         weights = (relative / temperature).exp()
         rest = outside[temperature][0] + torch.where(kept, 0, weights).sum(-1)
         residuals.append((rest / (rest + torch.where(kept, weights, 0).sum(-1))).log())
-    return (
+    rows = (
         torch.where(kept, ids, -1),
         torch.where(kept, logp, -torch.inf),
         torch.stack(residuals, -1),
         entropy,
     )
+    if offsets is None:
+        return rows
+    rest = z.exp_().scatter_(1, ids, torch.where(kept, 0, relative.exp()))
+    return (*rows, *_samples(rest, offsets, profile.tail_samples))
+
+
+def _samples(
+    rest: torch.Tensor, offsets: torch.Tensor, count: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return distinct ids [c, n] (−1 where padded) and their share of n draws [c, n].
+
+    Systematic sampling of weights rest [c, V]: draw i falls where their running sum passes
+    (i + offset) / n of the whole, so E[share] is the weight's share and no share errs by 1 / n.
+    """
+    running = rest.cumsum(-1, dtype=torch.float64)
+    total = running[:, -1:]
+    steps = torch.arange(count, device=rest.device, dtype=torch.float64)
+    places = (steps + offsets[:, None]) / count * total
+    drawn = torch.searchsorted(running, places, right=True).clamp_(max=rest.shape[1] - 1)
+    first = torch.ones_like(drawn, dtype=torch.bool)
+    first[:, 1:] = drawn[:, 1:] != drawn[:, :-1]  # draws come in the order of ids
+    first &= total > 0
+    share = (drawn[:, :, None] == drawn[:, None, :]).sum(-1) / count
+    order = (~first).byte().sort(dim=-1, stable=True).indices  # distinct ones to the front
+    ids = torch.where(first, drawn, -1).gather(1, order)
+    return ids, torch.where(first, share, 0).float().gather(1, order)
 
 
 def _outside(

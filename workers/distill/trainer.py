@@ -36,6 +36,7 @@ from workers.distill.optimizing import learning_rate
 from workers.distill.ranks import ALONE, Ranks
 from workers.distill.selection import AGREEMENT, Selection, Validation
 from workers.distill.stepping import NoMemory, Stepper
+from workers.distill.teachers import LiveTeacher
 from workers.distill.values import StudentBatch
 
 Ending = Literal["steps", "patience", "stopped"]
@@ -107,7 +108,7 @@ class _Progress:
 class Trainer:
     """State of one training. `train` is the way in; the parts are public for the benches."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - as `train`
         self,
         model: Any,
         spec: TrainingSpec,
@@ -116,13 +117,14 @@ class Trainer:
         workdir: Path,
         vocabulary: int | None = None,
         validation: Validation | None = None,
+        live: LiveTeacher | None = None,
         ranks: Ranks = ALONE,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.model, self.spec, self.callbacks, self.workdir = model, spec, callbacks, workdir
         self.clock, self.ranks = clock, ranks
         self.validation = validation or Validation()
-        self.stepper = Stepper(model, spec, vocabulary=vocabulary, ranks=ranks)
+        self.stepper = Stepper(model, spec, vocabulary=vocabulary, live=live, ranks=ranks)
         self.optimizer = self.stepper.optimizer
         self.spec_hash = fingerprint(spec.model_dump(mode="json", exclude=_FREE_OF_RANKS))
         self.progress = _Progress()
@@ -319,6 +321,7 @@ def train(  # noqa: PLR0913 - a core's entry: inputs, spec, where things go
     resume_from: Path | Sequence[Path] | None = None,
     validation: Validation | None = None,
     vocabulary: int | None = None,
+    live: LiveTeacher | None = None,
     ranks: Ranks = ALONE,
     clock: Callable[[], float] = time.perf_counter,
 ) -> TrainResult:
@@ -327,7 +330,8 @@ def train(  # noqa: PLR0913 - a core's entry: inputs, spec, where things go
     resume_from: a snapshot folder, the folder that holds them (newest first, falling back), or the
     candidates in order. Resuming on a CPU equals never having stopped, bit for bit. When
     `callbacks.should_stop()` the step in hand ends, a snapshot is written, and no checkpoint is.
-    vocabulary: rows of the head that may get mass; ranks: this process among those that share each
+    vocabulary: rows of the head that may get mass; live: the teacher of rows that are not stored;
+    ranks: this process among those that share each
     step, of which the first alone writes. Errors: NonFiniteLossError, SnapshotError,
     OutOfMemoryError, PackingError, DiskFullError.
     """
@@ -340,6 +344,7 @@ def train(  # noqa: PLR0913 - a core's entry: inputs, spec, where things go
         workdir=workdir,
         vocabulary=vocabulary,
         validation=validation,
+        live=live,
         ranks=ranks,
         clock=clock,
     )

@@ -31,12 +31,27 @@ class TargetRows:
     ids: [R, K] int64, rank order, padded with −1. logp: [R, K] float32, −inf where padded.
     log_r: [R, G] float32, log of the mass outside the head per grid temperature (−inf: none).
     entropy: [R] float32, nats at T = 1.
+    tail_ids, tail_share: [R, n], systematic samples of the rest at T = 1 where the profile has
+    them: distinct ids (−1 where padded) and what share of the draws fell on each (there 0).
     """
 
     ids: NDArray[np.int64]
     logp: NDArray[np.float32]
     log_r: NDArray[np.float32]
     entropy: NDArray[np.float32]
+    tail_ids: NDArray[np.int64] | None = None
+    tail_share: NDArray[np.float32] | None = None
+
+    def take(self, rows: "slice | NDArray[np.int64]") -> "TargetRows":
+        """Return some of the rows."""
+        return TargetRows(
+            self.ids[rows],
+            self.logp[rows],
+            self.log_r[rows],
+            self.entropy[rows],
+            None if self.tail_ids is None else self.tail_ids[rows],
+            None if self.tail_share is None else self.tail_share[rows],
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +60,39 @@ class SparseTargets:
 
     ids: [N, K] int64 (padding 0 with weight 0). log_w: [N, K] (−inf where padded).
     log_r: [N] (−inf where the head is everything).
+    samples: how many of the last columns are samples of the rest, whose weights sum to r: only for
+    forward KL at T = 1, and then with entropy [N], the teacher's in nats.
     """
 
     ids: torch.Tensor
     log_w: torch.Tensor
     log_r: torch.Tensor
+    temperature: float
+    samples: int = 0
+    entropy: torch.Tensor | None = None
+
+    def to(self, device: torch.device) -> "SparseTargets":
+        """Return the same on a device."""
+        return SparseTargets(
+            self.ids.to(device),
+            self.log_w.to(device),
+            self.log_r.to(device),
+            self.temperature,
+            self.samples,
+            None if self.entropy is None else self.entropy.to(device),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class LiveTargets:
+    """The whole distribution of a teacher that is at hand, for N supervised positions.
+
+    hidden: [N, D′] its states that predict; weight: [V, D′] its output head, without padding. Its
+    logits exist for a chunk of positions at a time.
+    """
+
+    hidden: torch.Tensor
+    weight: torch.Tensor
     temperature: float
 
 
@@ -69,7 +112,7 @@ class StudentBatch:
     positions: torch.Tensor
     labels: torch.Tensor
     alpha: torch.Tensor
-    teacher: SparseTargets | None
+    teacher: SparseTargets | LiveTargets | None
     documents: torch.Tensor | None = None
 
     @property

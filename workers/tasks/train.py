@@ -13,10 +13,12 @@ from app.specs.checkpoint import CheckpointCard
 from app.specs.jobs import JobKind, TrainJob
 from app.teacher_cache import service as cache
 from workers.distill.batches import BatchSource, Collator
+from workers.distill.callbacks import Callbacks
 from workers.distill.checkpointing import recorded_snapshots
 from workers.distill.checkpoints import compute_device, load_model, read_card, save_checkpoint
 from workers.distill.rendering import Renderer
 from workers.distill.teacher_shards import ShardLookup
+from workers.distill.teachers import LiveTeacher
 from workers.distill.tokenizers import load_tokenizer, vocabulary_size
 from workers.distill.trainer import TrainResult, train
 from workers.job.task import BodyContext, Inputs, Task
@@ -35,9 +37,9 @@ class TrainInputs(Inputs):
     conversations: str
     shards: tuple[str, ...]
     space: str | None
-    """Address of the cache they belong to."""
+    """Address of the cache they belong to, where it is read."""
     pair: Pair | None
-    """Given, as the space is, where the objective uses teacher rows."""
+    """Given where the objective has a teacher term."""
     licence: str | None
     """The student's: what is trained from it stays under it."""
 
@@ -52,11 +54,13 @@ class TrainTask:
         shards: list[Path] = []
         space: str | None = None
         pair: Pair | None = None
-        if job.run.training.objective.needs_teacher and job.run.teacher_id is not None:
+        objective = job.run.training.objective
+        if objective.needs_teacher and job.run.teacher_id is not None:
             teacher = checkpoint_folder(session, job.run.teacher_id, settings)
-            space = cache.space_of(teacher[1], job.run.capture).address
-            shards = cache.shard_paths(session, space, settings)
             pair = pair_of(teacher, (student, student_card))
+            if objective.reads_cache:
+                space = cache.space_of(teacher[1], job.run.capture).address
+                shards = cache.shard_paths(session, space, settings)
         return TrainInputs(
             job=job,
             student=student,
@@ -106,6 +110,7 @@ class TrainTask:
                 resume_from=recorded_snapshots(context.snapshots, calls),
                 validation=validation_of(run, held_out, tokenizer, collate, calls),
                 vocabulary=vocabulary_size(tokenizer),
+                live=live_teacher(inputs, vocabulary_size(tokenizer), calls),
             )
         made = result.folder
         if made is None:  # stopped: what it had learned is kept, if "keep" was asked for
@@ -144,6 +149,16 @@ def _kept(result: TrainResult) -> dict[str, Any]:
         kept |= {"ended": result.steps, "patience": result.selection.patience}
         kept |= {"judged_by": result.selection.metric}
     return kept
+
+
+def live_teacher(inputs: TrainInputs, vocabulary: int, calls: Callbacks) -> LiveTeacher | None:
+    """Return the teacher that is held beside the student, where the objective wants that."""
+    objective = inputs.job.run.training.objective
+    if inputs.pair is None or objective.reads_cache:
+        return None
+    calls.log("The live teacher is held beside the student; no cache is read.")
+    model = load_model(Path(inputs.pair.teacher)).to(compute_device())
+    return LiveTeacher(model, vocabulary, objective.temperature)
 
 
 TASKS: dict[JobKind, Task] = {JobKind.TRAIN: TrainTask()}

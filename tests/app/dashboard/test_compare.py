@@ -284,12 +284,15 @@ def test_hostile_names_are_text(world: World, signed_in: TestClient) -> None:
     assert "'=" not in signed_in.get(PAGE, params={"format": "csv"}).text
 
 
-def spec(alpha: float, temperature: float = 1.0, target: str = "logged") -> RunSpec:
+def spec(
+    alpha: float, temperature: float = 1.0, target: str = "logged", teacher: str = "cache"
+) -> RunSpec:
     training = {
         "objective": {
             "kind": "forward_kl" if alpha else "ce",
             "alpha": alpha,
             "temperature": temperature,
+            "teacher": teacher,
             "ce_target": target,
         },
         "render": {"answer": target},
@@ -312,14 +315,15 @@ def test_only_like_quantities_share_an_axis() -> None:
         Curve("b", 1, spec(0.5), "traffic@1", points),
         Curve("c", 2, spec(0.5, temperature=2.0), "traffic@1", points),
         Curve("d", 3, spec(0.7), "traffic@2", points),
+        Curve("e", 4, spec(0.7, teacher="live"), "traffic@1", points),
     ]
     charts, note = charts_of(curves)
     shared = {chart.title: [s["label"] for s in chart.series] for chart in charts}
     assert shared == {
-        "KD loss, T 1, traffic@1": ["a", "b"],
-        "CE loss, logged answers, traffic@1": ["a", "b", "c"],
+        "KD loss, T 1, standard rows, traffic@1": ["a", "b"],
+        "CE loss, logged answers, traffic@1": ["a", "b", "c", "e"],
     }
-    assert [s["colour"] for s in charts[1].series] == [0, 1, 2]
+    assert [s["colour"] for s in charts[1].series] == [0, 1, 2, 4]
     assert note is not None
     assert "KD loss of c" in note
     alone, nothing = charts_of(curves[:1])

@@ -381,7 +381,7 @@ def test_every_setting_of_a_spec_has_a_knob() -> None:
     fixed = {
         ("name",), ("teacher_id",), ("student_id",), ("dataset_version_id",), ("group",), ("role",),
         ("training", "render", "answer"),
-        ("capture", "name"), ("evaluation", "pack"),
+        ("evaluation", "pack"),
     }  # fmt: skip
     paths = set(leaves(spec)) - fixed
     assert {knob.path for knob in new_run.knobs.KNOBS} == paths
@@ -393,3 +393,29 @@ def leaves(value: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
     if isinstance(value, list) and path[-1] == "betas":
         return [(*path, str(at)) for at in range(len(value))]
     return [path]
+
+
+def test_a_profile_fills_what_it_keeps(pages: TestClient, values: dict[str, Any]) -> None:
+    page = values_of(answer_to(pages, values, profile="audit"))
+    assert (page["k_min"], page["k_max"], page["tail_samples"]) == ("256", "256", "0")
+    page = values_of(answer_to(pages, page, profile="sampled"))
+    assert (page["k_min"], page["k_max"], page["tail_samples"]) == ("4", "32", "8")
+    again = values_of(answer_to(pages, page, k_max="48"))
+    assert (again["profile"], again["k_max"]) == ("sampled", "48")
+    wrong = answer_to(pages, again, tail_samples="0")
+    assert "Samples of the rest (tail_samples) belong to the profile sampled" in wrong
+
+
+def test_a_run_with_a_live_teacher_fills_no_cache(
+    pages: TestClient, values: dict[str, Any]
+) -> None:
+    page = answer_to(pages, values, teacher_from="live", temperature="1.5")
+    assert "is held beside the student" in page
+    assert "What the teacher cache covers" not in page
+    assert (
+        pages.post(RUNS, data={**values, "teacher_from": "live", "temperature": "1.5"}).status_code
+        == 303
+    )
+    shown = pages.get(f"{RUNS}/1").text
+    assert "forward KL to the live teacher, T 1.5, α 0.7" in shown
+    assert "Fill the teacher cache" not in shown

@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 from sqlalchemy.orm import Session
 
-from app.runs import service
+from app.runs import queries, service
 from app.settings import Settings
 from app.specs.checkpoint import verdict_of_cards
+from app.specs.teacher import CaptureProfile
 from app.teacher_cache import queries as cache
 from tests.app.runs.conftest import RENDER, Bench
 from tests.support import made_rows
@@ -75,6 +76,7 @@ def test_a_checkpoint_that_is_not_ready_blocks(bench: Bench) -> None:
         ({}, {"schedule": {"steps": 5}}, {}, "Warm-up (10 steps) is as long as the training"),
         ({}, {"schedule": {"steps": 400}}, {}, "107 epochs"),
         ({}, {"objective": {"temperature": 2}}, {}, "holds less of the teacher's distribution"),
+        ({}, {"objective": {"teacher": "live"}}, {}, "is held beside the student"),
     ],
 )
 def test_what_is_doubtful_is_a_warning(
@@ -142,3 +144,41 @@ def test_packing_is_refused_for_a_type_that_leaks_and_turned_off_by_a_button(ben
     assert reason.field == "packing"
     assert [m.values for m in reason.mends] == [{"packing": ""}]
     assert bench.look(bench.spec(student=mamba)).blocked is None
+
+
+@pytest.mark.parametrize(
+    ("objective", "warned"), [({}, False), ({"temperature": 2}, True), ({"kind": "jsd"}, True)]
+)
+def test_samples_that_an_objective_cannot_read_are_told(
+    objective: dict[str, Any], warned: bool, bench: Bench
+) -> None:
+    spec = bench.spec(objective=objective)
+    spec = spec.model_copy(update={"capture": CaptureProfile(name="sampled")})
+    found = bench.look(spec)
+    assert found.blocked is None
+    assert any("samples serve forward KL" in words for words in found.warnings) is warned
+
+
+def test_dense_rows_of_a_large_vocabulary_are_refused_with_two_ways_out(bench: Bench) -> None:
+    dense = CaptureProfile(name="dense")
+    small = bench.look(bench.spec().model_copy(update={"capture": dense}))
+    assert small.blocked is None
+    card = made_rows.card(tokenizer_entries=49_152, vocabulary=49_152)
+    bench.teacher.card = bench.student.card = card.model_dump(mode="json")
+    found = bench.look(bench.spec().model_copy(update={"capture": dense}))
+    assert "keep all 49,152 tokens of the vocabulary, about 192" in str(found.blocked)
+    mends = [mend.values for reason in found.reasons for mend in reason.mends]
+    assert mends == [{"profile": "audit"}, {"teacher_from": "live"}]
+
+
+def test_a_live_teacher_needs_no_grid_and_no_cache(bench: Bench) -> None:
+    spec = bench.spec(objective={"teacher": "live", "temperature": 1.5})
+    found = bench.look(spec)
+    assert found.blocked is None
+    assert found.cache is None
+    assert "cache" not in found.disk
+    run, training = service.start(bench.session, bench.project, spec, owner="ada")
+    jobs = queries.by_number(bench.session, bench.project.id, run.number)
+    assert jobs is not None
+    assert [phase.role for phase in jobs.phases if phase.role != "evaluate"] == ["train"]
+    assert training.state == "queued"

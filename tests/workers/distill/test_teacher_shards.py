@@ -15,14 +15,11 @@ from workers.distill.errors import (
     RowCountError,
     TemperatureError,
 )
+from workers.distill.teacher_rows import decode, decode_frames, encode_rows, join_rows
 from workers.distill.teacher_shards import (
     ShardFile,
     ShardLookup,
     ShardReader,
-    decode,
-    decode_frames,
-    encode_rows,
-    join_rows,
     verify_shard,
     write_shard,
 )

@@ -1,7 +1,7 @@
 """The loop: splitting and resuming change nothing; bad numbers stop it by name."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import count
@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import torch
 
+from app.specs.teacher import CaptureProfile
 from app.specs.training import Objective, Schedule, Trainable, TrainingSpec
 from tests.workers.distill import tiny
-from workers.distill.batches import BatchSource
+from workers.distill.batches import BatchSource, Collator
 from workers.distill.callbacks import Silent
 from workers.distill.checkpointing import (
     MODEL,
@@ -27,7 +28,10 @@ from workers.distill.checkpoints import load_model, load_weights, state_sha256
 from workers.distill.errors import NonFiniteLossError, SnapshotError
 from workers.distill.optimizing import learning_rate, select_trainable
 from workers.distill.selection import Validation
+from workers.distill.stepping import Stepper
+from workers.distill.teachers import LiveTeacher, LocalTeacher
 from workers.distill.trainer import TrainResult, train
+from workers.distill.values import TargetRows
 
 ITEMS = tiny.rendered(tiny.tickets(24))
 ROWS = tiny.LiveRows(tiny.llama(hidden=48, seed=9), ITEMS)
@@ -272,3 +276,72 @@ def test_learning_rate_by_hand() -> None:
     assert [learning_rate(schedule, s) for s in (0, 1, 2)] == [0.5, 1.0, 1.0]
     assert learning_rate(schedule, 7) == pytest.approx(0.6)
     assert learning_rate(schedule, 12) == pytest.approx(0.2)
+
+
+class Dense:
+    """A lookup of rows that hold a teacher's whole distribution, unrounded."""
+
+    grid = (1.0, 2.0)
+
+    def __init__(self, model: Any) -> None:
+        self._teacher = LocalTeacher(model, len(tiny.tokenizer()))
+
+    def rows(self, entries: Sequence[str]) -> list[TargetRows | None]:
+        ids = {item.entry: item.input_ids for item in ITEMS}
+        profile = CaptureProfile(name="dense", temperatures=self.grid)
+        return list(self._teacher.capture([ids[e] for e in entries], profile))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("kind", ["forward_kl", "reverse_kl"])
+@pytest.mark.parametrize("packing", [False, True])
+def test_a_live_teacher_trains_as_its_whole_rows_do(
+    tmp_path: Path, temperature: float, kind: Any, *, packing: bool
+) -> None:
+    teacher = tiny.llama(hidden=48, seed=9)
+    weights = {}
+    for where in ("live", "cache"):
+        objective = Objective(kind=kind, alpha=0.6, temperature=temperature, teacher=where)
+        what = spec(steps=3, micro_batch_size=2, packing=packing)
+        what = what.model_copy(update={"objective": objective})
+        lookup = None if where == "live" else Dense(teacher)
+        seen = Recorder()
+        model = tiny.llama(seed=0)
+        train(
+            model,
+            BatchSource(ITEMS, lookup, objective, what.schedule, what.seed),
+            what,
+            callbacks=seen,
+            workdir=tmp_path / where,
+            tokenizer=tiny.tokenizer(),
+            vocabulary=len(tiny.tokenizer()),
+            live=LiveTeacher(teacher, len(tiny.tokenizer()), temperature)
+            if where == "live"
+            else None,
+        )
+        weights[where] = (seen.points, torch.cat([p.flatten() for p in model.parameters()]))
+    for step, values in weights["live"][0].items():
+        for name in ("train/loss", "train/kd_loss", "train/ce_loss"):
+            assert values[name] == pytest.approx(weights["cache"][0][step][name], rel=1e-4)
+    torch.testing.assert_close(weights["live"][1], weights["cache"][1], rtol=1e-3, atol=1e-5)
+    assert not any(p.requires_grad for p in teacher.parameters())
+
+
+def test_agreement_is_with_the_live_teacher() -> None:
+    """Its own weights agree with it everywhere, others as often as their top tokens are equal."""
+    teacher = tiny.llama(hidden=48, seed=9, tied=False)
+    other = tiny.llama(seed=3, tied=False)
+    what = TrainingSpec(objective=Objective(teacher="live"))
+    batch = Collator(None, what.objective)(ITEMS[:4])
+    tops = []
+    for model in (teacher, other):
+        with torch.no_grad():
+            logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+        tops.append(logits.flatten(0, 1)[batch.positions].argmax(-1))
+    expected = float((tops[0] == tops[1]).float().mean())
+    assert expected < 1
+    twin = tiny.llama(hidden=48, seed=9, tied=False)
+    for model, share in ((twin, 1.0), (other, expected)):
+        stepper = Stepper(model, what, live=LiveTeacher(teacher, len(tiny.tokenizer()), 1.0))
+        found = stepper.measure([batch], agreement=True)
+        assert found["validation/agreement"] == pytest.approx(share)

@@ -8,8 +8,9 @@ from torch.autograd.function import once_differentiable
 
 from workers.distill.losses.ce import nll
 from workers.distill.losses.forward_kl import bucket_kl, forward_kl
-from workers.distill.losses.support import Divergence, Support, support_of
-from workers.distill.values import SparseTargets
+from workers.distill.losses.sampled import sampled_forward_kl
+from workers.distill.losses.support import Divergence, Slopes, Support, support_of, whole_support
+from workers.distill.values import LiveTargets, SparseTargets
 
 _LEAST_LOG_R = -30.0
 """A bucket of the teacher with no mass at all would make reverse KL infinite."""
@@ -22,7 +23,7 @@ class LossSums:
     """loss: scalar with gradient, Σ m(α T² KD + (1 − α) CE) / denominator.
 
     kd_sum: Σ of the bucket forward KL at T in nats, whatever the divergence that is trained
-    (no T², no alpha), over `kd_tokens` rows with a teacher.
+    (no T², no alpha), over `kd_tokens` rows with a teacher; of a live one it is the full KL.
     ce_sum: Σ −log q(label) in nats at T = 1 over `ce_tokens` rows with a label. All detached.
     """
 
@@ -36,7 +37,7 @@ class LossSums:
 @dataclass(frozen=True, slots=True)
 class _Problem:
     labels: torch.Tensor
-    teacher: SparseTargets | None
+    teacher: SparseTargets | LiveTargets | None
     alpha: torch.Tensor
     denominator: float
     vocabulary: int
@@ -51,7 +52,7 @@ def fused_loss(  # noqa: PLR0913 - the core's loss: rows, what they weigh, and h
     *,
     labels: torch.Tensor,
     alpha: torch.Tensor,
-    teacher: SparseTargets | None,
+    teacher: SparseTargets | LiveTargets | None,
     denominator: float,
     vocabulary: int | None = None,
     chunk: int = 256,
@@ -60,11 +61,13 @@ def fused_loss(  # noqa: PLR0913 - the core's loss: rows, what they weigh, and h
     """Return the mixed loss of N supervised positions, never holding [N, V].
 
     hidden: [N, D] states that predict (only supervised positions); weight: [V, D] output head;
-    labels: [N] ids (−1: none); alpha: [N]; teacher: rows for the same N, or None; denominator: Σ m
-    over the whole optimiser step, all ranks; vocabulary: rows of the head that may get mass (the
-    padding beyond gets none, and no gradient); chunk: tokens held at once; divergence: KD, on the
-    stored head and its bucket.
+    labels: [N] ids (−1: none); alpha: [N]; teacher: stored rows for the same N, the live one's
+    states, or None; denominator: Σ m over the whole optimiser step, all ranks; vocabulary: rows of
+    the head that may get mass (the padding beyond gets none, and no gradient); chunk: tokens held
+    at once; divergence: KD, on the stored head and its bucket, or on the whole vocabulary (live).
     Arithmetic is fp32 (fp64 for fp64 inputs), whatever the weights' type.
+    Errors: ValueError for sampled rows under another objective than forward KL at T = 1, and for a
+    live teacher of another vocabulary.
     """
     problem = _Problem(
         labels=labels,
@@ -76,10 +79,35 @@ def fused_loss(  # noqa: PLR0913 - the core's loss: rows, what they weigh, and h
         divergence=divergence,
         want_gradient=torch.is_grad_enabled(),
     )
+    _check_teacher(problem)
     apply: Any = _FusedLoss.apply  # torch leaves it untyped
     loss, kd_sum, ce_sum = apply(hidden, weight, problem)
-    kd_tokens = 0 if teacher is None else int(torch.isfinite(teacher.log_w).any(-1).sum())
-    return LossSums(loss, kd_sum, ce_sum, kd_tokens, int((labels >= 0).sum()))
+    return LossSums(loss, kd_sum, ce_sum, _taught(problem), int((labels >= 0).sum()))
+
+
+def _check_teacher(problem: _Problem) -> None:
+    teacher = problem.teacher
+    if isinstance(teacher, LiveTargets):
+        if teacher.weight.shape[0] != problem.vocabulary:
+            raise ValueError(
+                f"the live teacher's head has {teacher.weight.shape[0]} rows, "
+                f"the vocabulary {problem.vocabulary}"
+            )
+    elif teacher is not None and teacher.samples:
+        _check_samples(teacher, problem.divergence)
+
+
+def _check_samples(teacher: SparseTargets, divergence: Divergence) -> None:
+    if divergence is not forward_kl or teacher.temperature != 1.0:
+        raise ValueError("sampled rows train forward KL at T = 1 only: decode without samples")
+
+
+def _taught(problem: _Problem) -> int:
+    """Return how many rows have a teacher."""
+    teacher = problem.teacher
+    if isinstance(teacher, LiveTargets):
+        return teacher.hidden.shape[0]
+    return 0 if teacher is None else int(torch.isfinite(teacher.log_w).any(-1).sum())
 
 
 class _FusedLoss(torch.autograd.Function):
@@ -160,6 +188,16 @@ def _chunk(
         kd = reported = torch.zeros_like(total)
         gradient = exponentials.mul_((ce_scale / problem.denominator / total)[:, None])
         log_total = total.log()
+    elif isinstance(problem.teacher, LiveTargets):
+        kd, reported, log_total, gradient = _with_whole(
+            z,
+            top,
+            whole_support(problem.teacher, part, z.dtype),
+            problem.divergence,
+            kd_scale=alpha * temperature / problem.denominator,
+            ce_scale=ce_scale / problem.denominator,
+            temperature=temperature,
+        )
     else:
         least = -torch.inf if problem.divergence is forward_kl else _LEAST_LOG_R
         support = support_of(problem.teacher, part, problem.vocabulary, z.dtype, least_log_r=least)
@@ -211,8 +249,7 @@ def _with_teacher(
         pi, log_rest[weak] = _rest_alone(rows, support.ids[weak], top[weak], weak, temperature)
     log_q_head = z_head / temperature - total.log()[:, None]
     log_q_tail = log_rest - total.log()
-    slopes = divergence(support, log_q_head, log_q_tail)
-    reported = bucket_kl(support, log_q_head, log_q_tail)
+    slopes, reported = _compared(support, divergence, log_q_head, log_q_tail)
     q_head = e_head / total[:, None]
     r = slopes.rest
     off_support = slopes.off / total - torch.where(weak | (r == 0), 0, r / rest)
@@ -235,6 +272,44 @@ def _with_teacher(
     # Padded slots repeat the row's first id with the first id's value: writing twice is harmless.
     gradient.scatter_(1, support.ids, head_gradient)
     return slopes.value, reported, log_total, gradient
+
+
+def _compared(
+    support: Support, divergence: Divergence, log_q_on: torch.Tensor, log_q_off: torch.Tensor
+) -> tuple[Slopes, torch.Tensor]:
+    """Return what is trained, and the bucket KL that is reported, of stored rows."""
+    if not support.samples:
+        return divergence(support, log_q_on, log_q_off), bucket_kl(support, log_q_on, log_q_off)
+    head, log_q_drawn = support.head(), log_q_on[:, -support.samples :]
+    drawn = torch.where(support.valid[:, -support.samples :], log_q_drawn, -torch.inf)
+    log_q_tail = torch.logaddexp(log_q_off, drawn.logsumexp(-1))
+    mass = support.w.sum(-1)
+    entropy = torch.zeros_like(mass) if support.entropy is None else support.entropy
+    slopes = sampled_forward_kl(support, log_q_on, entropy, mass)
+    return slopes, bucket_kl(head, log_q_on[:, : -support.samples], log_q_tail)
+
+
+def _with_whole(
+    z: torch.Tensor,
+    top: torch.Tensor,
+    support: Support,
+    divergence: Divergence,
+    *,
+    kd_scale: torch.Tensor,
+    ce_scale: torch.Tensor,
+    temperature: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the same as _with_teacher where the support is the vocabulary: nothing is a bucket."""
+    z = z.sub_(top)
+    log_q = torch.log_softmax(z / temperature, -1)
+    nothing = torch.zeros_like(ce_scale)
+    slopes = divergence(support, log_q, nothing)
+    reported = bucket_kl(support, log_q, nothing)
+    gradient = slopes.on.mul_(kd_scale[:, None])
+    exponentials = z.exp_()
+    total = exponentials.sum(-1)
+    gradient.addcmul_(exponentials, (ce_scale / total)[:, None])
+    return slopes.value, reported, total.log(), gradient
 
 
 def _rest_alone(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from workers.distill.values import SparseTargets
+from workers.distill.values import LiveTargets, SparseTargets
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +15,7 @@ class Support:
     ids: [c, K], padding replaced by the row's first id, so that scattering it again is harmless.
     valid: [c, K] bool, w: [c, K] (0 where padded), log_w: [c, K] (0 where padded), log_r: [c].
     A row without a teacher has support {0} with weight 0: its alpha must be 0.
+    samples: how many of the last columns are samples of the rest; entropy: [c], read with them.
     """
 
     ids: torch.Tensor
@@ -22,6 +23,19 @@ class Support:
     w: torch.Tensor
     log_w: torch.Tensor
     log_r: torch.Tensor
+    samples: int = 0
+    entropy: torch.Tensor | None = None
+
+    def head(self) -> "Support":
+        """Return the support without its samples."""
+        kept = slice(0, self.ids.shape[1] - self.samples)
+        return Support(
+            self.ids[:, kept],
+            self.valid[:, kept],
+            self.w[:, kept],
+            self.log_w[:, kept],
+            self.log_r,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +75,7 @@ def support_of(
     finite = torch.isfinite(log_w)
     count = finite.sum(-1)
     log_r = torch.where(count > 0, log_r.clamp(min=least_log_r), log_r)
-    if finite.shape[1] >= vocabulary:
+    if finite.shape[1] >= vocabulary and not teacher.samples:
         whole = count >= vocabulary
         log_r = torch.where(whole, -torch.inf, log_r)
         log_w = torch.where(whole[:, None], log_w - log_w.logsumexp(-1, keepdim=True), log_w)
@@ -74,6 +88,22 @@ def support_of(
         w=torch.where(finite, log_w.exp(), 0),
         log_w=torch.where(finite, log_w, 0),
         log_r=log_r,
+        samples=teacher.samples,
+        entropy=None if teacher.entropy is None else teacher.entropy[rows].to(dtype),
+    )
+
+
+def whole_support(teacher: LiveTargets, rows: slice, dtype: torch.dtype) -> Support:
+    """Return a live teacher's distribution over its whole vocabulary; ids [c, 0] are not needed."""
+    logits = (teacher.hidden[rows] @ teacher.weight.t()).to(dtype)
+    log_w = torch.log_softmax(logits.div_(teacher.temperature), -1)
+    count = log_w.shape[0]
+    return Support(
+        ids=torch.empty(count, 0, dtype=torch.int64, device=log_w.device),
+        valid=torch.ones_like(log_w, dtype=torch.bool),
+        w=log_w.exp(),
+        log_w=log_w,
+        log_r=torch.full((count,), -torch.inf, dtype=dtype, device=log_w.device),
     )
 
 
