@@ -177,6 +177,20 @@ MUTANTS = (
         ("tests/workers/distill/test_trainer.py",),
     ),
     Mutant(
+        "denominator local to a rank",
+        BATCHES,
+        "denominator=sum(int(r.target_mask[1:].sum()) for r in chosen)",
+        "denominator=sum(int(r.target_mask[1:].sum()) for r in chosen[rank::ranks])",
+        ("tests/workers/distill/test_batches.py",),
+    ),
+    Mutant(
+        "gradients of the other ranks forgotten",
+        "workers/distill/ranks.py",
+        "            dist.all_reduce(flat)\n",
+        "",
+        ("tests/workers/job/test_ranks.py",),
+    ),
+    Mutant(
         "a packed document sees the one before it",
         "workers/distill/packing.py",
         "full = (same & (distance >= 0))[:, None]",

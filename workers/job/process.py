@@ -31,7 +31,7 @@ class Child:
         request: dict[str, Any],
         *,
         root: Path,
-        gpu: GpuLock | None = None,
+        gpus: Sequence[GpuLock] = (),
     ) -> None:
         life_read, self._life_write = os.pipe()
         try:
@@ -49,8 +49,10 @@ class Child:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
-            pass_fds=(life_read, gpu.descriptor) if gpu else (life_read,),
-            env={**os.environ, "CUDA_VISIBLE_DEVICES": gpu.uuid} if gpu else None,  # noqa: TID251 - the child's own
+            pass_fds=(life_read, *(gpu.descriptor for gpu in gpus)),
+            env={**os.environ, "CUDA_VISIBLE_DEVICES": ",".join(g.uuid for g in gpus)}  # noqa: TID251 - the child's own
+            if gpus
+            else None,
             cwd=root,
         )
         os.close(life_read)

@@ -1,5 +1,6 @@
 """Hold a job: heartbeat, write what the child reports, stop it when asked, finish."""
 
+import contextlib
 import queue
 import shutil
 import socket
@@ -29,7 +30,7 @@ from app.specs.events import ErrorEvent, ResultEvent
 from app.specs.jobs import Queue
 from workers.job.gpu import GpuLock, take_gpu
 from workers.job.process import Child
-from workers.job.task import Task
+from workers.job.task import Inputs, Task
 from workers.sinks import EventRows
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -127,9 +128,25 @@ class JobHand:
         except AppError as error:
             self._fail(ErrorEvent(error=type(error).__name__, message=error.message))
             return
+        with contextlib.ExitStack() as further:
+            self._carry_out(inputs, self._cards(inputs.cards, further))
+
+    def _cards(self, wanted: int, further: contextlib.ExitStack) -> list[GpuLock]:
+        """Return the locks of the attempt: its own, and of the free cards as many as it can use."""
+        cards = [self.gpu] if self.gpu is not None else []
+        while cards and len(cards) < wanted:
+            held = {card.uuid for card in cards}
+            left = [uuid for uuid in self.sup.gpus if uuid not in held]
+            more = take_gpu(left, self.sup.settings.lock_dir)
+            if more is None:
+                break
+            cards.append(further.enter_context(more))
+        return cards
+
+    def _carry_out(self, inputs: Inputs, cards: Sequence[GpuLock]) -> None:
         command = [sys.executable, "-m", self.sup.child_module, self.held.kind]
         try:
-            child = Child(command, self._request(inputs), root=ROOT, gpu=self.gpu)
+            child = Child(command, self._request(inputs), root=ROOT, gpus=cards)
         except (TypeError, OSError) as error:
             words = f"The job's process could not be started: {error}. The worker's log says more."
             log.exception("child_not_started")

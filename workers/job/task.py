@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from sqlalchemy.orm import Session
 
@@ -16,6 +16,9 @@ from workers.sinks import PipeCallbacks
 
 class Inputs(Spec):
     """What `load` found out, as the child receives it: a base for each task's own inputs."""
+
+    cards: int = 1
+    """Graphics cards that the body can use at once; it gets at least one, and no busy one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,3 +57,11 @@ class Task(Protocol):
         self, session: Session, held: Claim, result: dict[str, Any], settings: Settings
     ) -> None:
         """Write the result, inside the fenced transaction that finishes the job."""
+
+
+@runtime_checkable
+class SharedTask(Task, Protocol):
+    """A task whose body several processes may share."""
+
+    def share(self, inputs: Any, context: BodyContext, ranks: Any) -> None:
+        """Take part as one of the further ranks: compute as `run` does, and write nothing."""

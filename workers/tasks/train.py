@@ -16,11 +16,13 @@ from workers.distill.batches import BatchSource, Collator
 from workers.distill.callbacks import Callbacks
 from workers.distill.checkpointing import recorded_snapshots
 from workers.distill.checkpoints import compute_device, load_model, read_card, save_checkpoint
+from workers.distill.ranks import Ranks
 from workers.distill.rendering import Renderer
 from workers.distill.teacher_shards import ShardLookup
 from workers.distill.teachers import LiveTeacher
 from workers.distill.tokenizers import load_tokenizer, vocabulary_size
 from workers.distill.trainer import TrainResult, train
+from workers.job.ranks import sharing
 from workers.job.task import BodyContext, Inputs, Task
 from workers.tasks.caching import give_up, giving_up_damaged
 from workers.tasks.sets import checkpoint_folder, read_conversations, version_path
@@ -69,13 +71,21 @@ class TrainTask:
             space=space,
             pair=pair,
             licence=student_card.licence,
+            cards=job.run.training.schedule.ranks,
         )
 
     def run(self, inputs: TrainInputs, context: BodyContext) -> dict[str, Any]:
-        with giving_up_damaged(inputs.space, context.callbacks):
-            return self._train(inputs, context)
+        wanted = inputs.job.run.training.schedule.ranks
+        with (
+            giving_up_damaged(inputs.space, context.callbacks),
+            sharing(self.kind, wanted, inputs, context) as ranks,
+        ):
+            return self._train(inputs, context, ranks)
 
-    def _train(self, inputs: TrainInputs, context: BodyContext) -> dict[str, Any]:
+    def share(self, inputs: TrainInputs, context: BodyContext, ranks: Ranks) -> None:
+        self._train(inputs, context, ranks)
+
+    def _train(self, inputs: TrainInputs, context: BodyContext, ranks: Ranks) -> dict[str, Any]:
         calls, spec = context.callbacks, inputs.job.run.training
         calls.phase("load")
         folder = Path(inputs.student)
@@ -111,7 +121,10 @@ class TrainTask:
                 validation=validation_of(run, held_out, tokenizer, collate, calls),
                 vocabulary=vocabulary_size(tokenizer),
                 live=live_teacher(inputs, vocabulary_size(tokenizer), calls),
+                ranks=ranks,
             )
+        if not ranks.first:
+            return {}
         made = result.folder
         if made is None:  # stopped: what it had learned is kept, if "keep" was asked for
             made = context.workdir / "checkpoint"

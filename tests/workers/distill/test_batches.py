@@ -156,7 +156,7 @@ MODEL = make_model(V).double()
 
 def micro_loss(batch: StudentBatch, denominator: float) -> torch.Tensor:
     head = split_head(MODEL)
-    hidden = head.hidden(batch.input_ids, batch.attention_mask)
+    hidden = head.hidden(batch.input_ids, batch.attention_mask, batch.documents)
     return fused_loss(
         hidden.reshape(-1, hidden.shape[-1])[batch.positions],
         head.weight,
@@ -183,6 +183,26 @@ def test_one_batch_of_eight_equals_its_micro_batches(micro: int) -> None:
     one, many = step_loss(whole), step_loss(split)
     torch.testing.assert_close(one, many, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(gradient(one), gradient(many), rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("packing", [False, True])
+@pytest.mark.parametrize("ranks", [2, 3, 11])
+def test_the_shares_of_ranks_add_up_to_the_whole_step(ranks: int, *, packing: bool) -> None:
+    """The denominator of a share is the step's; eleven ranks have not all something to do."""
+    schedule = Schedule(steps=1, batch_size=8, packing=packing, micro_batch_size=2)
+    whole = source(schedule).step(0)
+    shares = []
+    for rank in range(ranks):
+        dealt = source(schedule)
+        dealt.share = (rank, ranks)
+        shares.append(dealt.step(0))
+    assert {s.denominator for s in shares} == {whole.denominator}
+    assert {s.conversations for s in shares} == {whole.conversations}
+    assert sum(b.target_tokens for s in shares for b in s.micro) == whole.denominator
+    assert max(len(s.micro) for s in shares) - min(len(s.micro) for s in shares) <= 1
+    lost = sum((step_loss(s) for s in shares), torch.zeros(()).double())
+    torch.testing.assert_close(lost, step_loss(whole), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(gradient(lost), gradient(step_loss(whole)), rtol=1e-7, atol=1e-9)
 
 
 def test_shuffling_the_set_changes_no_token_of_any_conversation() -> None:

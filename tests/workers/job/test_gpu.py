@@ -1,5 +1,6 @@
 """One job a graphics card, with made-up cards: the lock goes with the last process that has it."""
 
+import contextlib
 import subprocess
 import sys
 import threading
@@ -126,3 +127,44 @@ def test_two_workers_of_one_card_take_turns(
         service.request_cancel(session, ids[1], "keep")
     thread.join(20)
     assert [result["gpu"] for result in task.applied] == [CARDS[0]] * 2
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_a_job_that_can_use_more_cards_gets_those_that_are_free(
+    factory: Factory, settings: Settings, tmp_path: Path, *, busy: bool
+) -> None:
+    fast = settings.model_copy(update={"heartbeat_seconds": 0.2, "lock_dir": tmp_path / "locks"})
+    probe = ProbeInputs(steps=400, seconds=0.05, cards=3)
+    spec = ProbeSpec(name="p", teacher_id=1, student_id=2, dataset_version_id=3, probe=probe)
+    with transaction(factory) as session:
+        wanted = service.JobRequest(kind=JobKind.TRAIN, spec=spec, stream="run:1", title="Train 1")
+        job_id = service.enqueue(session, wanted).id
+    task = ProbeTask()
+    worker = Supervisor(
+        task_of=lambda _: task,
+        factory=factory,
+        broker=Broker(settings.require_redis_url()),
+        settings=fast,
+        queue=Queue.GPU,
+        worker="w",
+        child_module="tests.support.probe_tasks",
+        gpus=CARDS,
+    )
+    with contextlib.ExitStack() as others:
+        if busy:
+            lock = take_gpu(CARDS[1:], fast.lock_dir)
+            assert lock is not None
+            others.enter_context(lock)
+        thread = threading.Thread(target=worker.run_next)
+        thread.start()
+        wait_until_step(factory, job_id, 2)
+        assert take_gpu(CARDS, fast.lock_dir) is None, "they are its own while it works"
+        with transaction(factory) as session:
+            service.request_cancel(session, job_id, "keep")
+        thread.join(20)
+    assert [result["gpu"] for result in task.applied] == [CARDS[0] if busy else ",".join(CARDS)]
+    for card in CARDS:
+        free = take_gpu([card], fast.lock_dir)
+        assert free is not None
+        with free:
+            pass
