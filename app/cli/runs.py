@@ -107,6 +107,9 @@ def show(run: Run, project: AnyProject = None, home: Home = None, *, as_json: Js
     console.print(f"{title}: {role}, {found['state']}", markup=False, highlight=False)
     if found["message"]:
         console.print(found["message"], markup=False, highlight=False, style="red")
+    for words in (found["ended"], found["kept"] and f"Its checkpoint is {found['kept']}."):
+        if words:
+            console.print(words, markup=False, highlight=False)
     rows = [
         (str(job["job_id"]), job["role"], job["state"], _progress(job), job["message"] or "")
         for job in found["jobs"]

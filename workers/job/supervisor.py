@@ -136,7 +136,7 @@ class JobHand:
         cards = [self.gpu] if self.gpu is not None else []
         while cards and len(cards) < wanted:
             held = {card.uuid for card in cards}
-            left = [uuid for uuid in self.sup.gpus if uuid not in held]
+            left = [u for u in self.sup.gpus if u not in held and u.startswith("GPU-")]
             more = take_gpu(left, self.sup.settings.lock_dir)
             if more is None:
                 break
