@@ -38,6 +38,8 @@ class Settings(BaseSettings):
     lock_dir: Path = Path("/tmp/stillhouse-locks")  # noqa: S108 - see workers.job.gpu
     """Locks of this host's graphics cards: one folder for all homes and containers of a host."""
     cuda_visible_devices: str | None = Field(default=None, validation_alias="CUDA_VISIBLE_DEVICES")
+    endpoint_hosts: tuple[str, ...] = ()
+    """Servers of checkpoints at addresses that are not public: host[:port] or network[:port]."""
     gpu_workers: int = Field(default=1, ge=0)
     cpu_workers: int = Field(default=1, ge=0)
 

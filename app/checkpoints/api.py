@@ -10,6 +10,7 @@ from app.checkpoints.schemas import (
     CheckpointAdd,
     CheckpointOut,
     CheckpointRetry,
+    ServerKey,
     StudentEstimate,
     StudentMake,
     StudentSizes,
@@ -83,6 +84,27 @@ def retry_checkpoint(
 ) -> CheckpointOut:
     """Start a checkpoint's failed or cancelled job again."""
     row = service.get(session, project.id, checkpoint_id)
-    token = (data or CheckpointRetry()).token
-    service.retry(session, row, settings=settings, owner=user.name, token=token)
+    given = data or CheckpointRetry()
+    service.retry(
+        session,
+        row,
+        settings=settings,
+        owner=user.name,
+        token=given.token,
+        api_key=given.api_key,
+    )
+    return CheckpointOut.model_validate(row)
+
+
+@router.put("/{checkpoint_id}/key", dependencies=[require(Permission.WRITE)])
+def set_server_key(
+    project: ProjectDep,
+    checkpoint_id: int,
+    data: ServerKey,
+    session: SessionDep,
+    settings: SettingsDep,
+) -> CheckpointOut:
+    """Replace (or, without one, forget) the API key that later jobs send to its server."""
+    row = service.get(session, project.id, checkpoint_id)
+    service.set_key(settings, row, data.api_key)
     return CheckpointOut.model_validate(row)

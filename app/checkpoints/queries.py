@@ -108,6 +108,8 @@ class CheckpointLine:
                 return f"folder {found['path']}"
             case "hub":
                 return f"hub {found['repo_id']} at {found['revision']}"
+            case "endpoint":
+                return f"{found['model']} at {found['base_url']}"
             case "pruned":
                 parent = self.parent or "a checkpoint that was removed"
                 return f"pruned from {parent}: {self.cut_to}"

@@ -1,6 +1,5 @@
 """Register checkpoints, make pruned students, and keep what their jobs found."""
 
-import os
 import socket
 import time
 from pathlib import Path
@@ -19,16 +18,19 @@ from app.jobs.endings import when_unfinished
 from app.jobs.models import Job
 from app.jobs.service import JobRequest, enqueue
 from app.projects.models import Project
+from app.security.kept import keep
 from app.settings import Settings
 from app.specs.checkpoint import (
     CheckpointCard,
     CheckpointSource,
     Compression,
+    EndpointSource,
     FolderSource,
     PruneSpec,
     compression,
 )
 from app.specs.checkpoint_folder import source_problem
+from app.specs.endpoint import place_of, saved_refusal
 from app.specs.jobs import QUEUE_OF, JobKind, PruneJob, RegisterJob
 from app.specs.pruning import PRUNABLE, Shape, pruned_card, shape_problems
 from app.storage.blobs import LocalBlobs
@@ -94,20 +96,29 @@ def register(
     session: Session, project: Project, data: CheckpointAdd, *, settings: Settings, owner: str
 ) -> Checkpoint:
     """Add a checkpoint and ask for the job that fetches and reads it."""
-    check_source(session, data.source)
+    check_source(session, data.source, settings)
+    if data.api_key and not isinstance(data.source, EndpointSource):
+        sentence = "Only a server is asked with a key."
+        raise InvalidInput(sentence, fields={"api_key": sentence})
     row = _add(session, project, data.name, data.source.model_dump())
     if data.token:
         keep_token(settings, row.id, data.token)
+    set_key(settings, row, data.api_key)
     spec = RegisterJob(checkpoint_id=row.id, source=data.source)
     row.job_id = _ask(session, project, row, JobKind.REGISTER, spec, owner)
     return row
 
 
-def check_source(session: Session, source: CheckpointSource) -> None:
-    """Raise InvalidInput for a path that the job would refuse, where it can be seen from here.
+def check_source(session: Session, source: CheckpointSource, settings: Settings) -> None:
+    """Raise InvalidInput for what the job would refuse, where it can be seen from here.
 
-    That is so where every worker that may take the job was heard on this host.
+    A path can, where every worker that may take the job was heard on this host; of a server's
+    address what needs no look-up of its name.
     """
+    if isinstance(source, EndpointSource):
+        problem = saved_refusal(source.base_url, settings.endpoint_hosts)
+        if problem is not None:
+            raise InvalidInput(problem, fields={"base_url": problem})
     if not isinstance(source, FolderSource):
         return
     queue = QUEUE_OF[JobKind.REGISTER]
@@ -160,9 +171,10 @@ def estimate_student(
     card = CheckpointCard.model_validate(teacher.card)
     check_shape(card, data.prune)
     made = pruned_card(card, data.prune)
-    if made is None:
+    found = compression(card, made) if made is not None else None
+    if made is None or found is None:
         raise Conflict(f"The counts of “{teacher.name}” do not add up as a llama type's do.")
-    return made, compression(card, made)
+    return made, found
 
 
 def _ask(
@@ -187,6 +199,9 @@ def _ask(
 
 def check_shape(card: CheckpointCard, prune: PruneSpec) -> None:
     """Raise InvalidInput with the field and the mend when a student cannot be cut so."""
+    if card.server is not None:
+        sentence = "A checkpoint behind a server has no weights here to cut a student from."
+        raise InvalidInput(sentence, fields={"teacher_id": "Choose one with weights here."})
     if card.architecture not in PRUNABLE:
         sentence = f"{card.architecture} cannot be pruned; llama, mistral and qwen2 can."
         raise InvalidInput(sentence, fields={"teacher_id": "Choose another teacher."})
@@ -206,13 +221,24 @@ def compression_between(teacher: Checkpoint, student: Checkpoint) -> Compression
 
 
 def retry(
-    session: Session, row: Checkpoint, *, settings: Settings, owner: str, token: str | None = None
+    session: Session,
+    row: Checkpoint,
+    *,
+    settings: Settings,
+    owner: str,
+    token: str | None = None,
+    api_key: str | None = None,
 ) -> Job:
-    """Start the checkpoint's job again; a hub token was destroyed with the first try."""
+    """Start the checkpoint's job again; a hub token was destroyed with the first try.
+
+    A server's key is kept, and replaced where another one is given.
+    """
     again = jobs.retry(session, job_of(row), owner=owner)
     retried(session, again)
     if token and again.kind == JobKind.REGISTER:
         keep_token(settings, row.id, token)
+    if api_key:
+        set_key(settings, row, api_key)
     return again
 
 
@@ -249,6 +275,7 @@ def remove(session: Session, row: Checkpoint, settings: Settings) -> str | None:
     session.delete(row)
     session.flush()
     drop_token(settings, row.id)
+    key_file(settings, row.id).unlink(missing_ok=True)
     return blob
 
 
@@ -295,22 +322,45 @@ def token_file(settings: Settings, checkpoint_id: int) -> Path:
 
 def keep_token(settings: Settings, checkpoint_id: int, token: str) -> None:
     """Keep a hub token for the job: mode 0600, deleted when the job ends."""
-    path = token_file(settings, checkpoint_id)
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    path.unlink(missing_ok=True)
-    with os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as stream:
-        stream.write(token)
+    keep(token_file(settings, checkpoint_id), token)
+
+
+def key_file(settings: Settings, checkpoint_id: int) -> Path:
+    """Return where the API key of a served checkpoint lies, if it has one."""
+    return settings.home / "secrets" / f"endpoint-{checkpoint_id}"
+
+
+def has_key(settings: Settings, checkpoint_id: int) -> bool:
+    return key_file(settings, checkpoint_id).is_file()
+
+
+def set_key(settings: Settings, row: Checkpoint, api_key: str | None) -> None:
+    """Keep the key that later jobs send to a checkpoint's server; None or empty forgets it.
+
+    It lies beside the host it is for, and is sent to no other. Errors: Conflict for a checkpoint
+    that no server serves.
+    """
+    if row.origin["kind"] != "endpoint":
+        if api_key:
+            raise Conflict(f"“{row.name}” is not behind a server, so it needs no key.")
+        return
+    path = key_file(settings, row.id)
+    if api_key:
+        keep(path, f"{place_of(row.origin['base_url']).named}\n{api_key}")
+    else:
+        path.unlink(missing_ok=True)
 
 
 def drop_stale_tokens(session: Session, settings: Settings) -> None:
-    """Remove hub tokens that no job waits for: it was cancelled in the queue, or died early.
+    """Remove secrets that nothing waits for.
 
-    A file younger than a minute may belong to a checkpoint whose row is not committed yet.
+    A hub token whose job was cancelled in the queue or died early; a server's key whose checkpoint
+    is gone. A file younger than a minute may belong to a row that is not committed yet.
     """
-    for path in (settings.home / "secrets").glob("hub-*"):
-        number = path.name.removeprefix("hub-")
+    for path in (settings.home / "secrets").glob("*-*"):
+        kind, _, number = path.name.partition("-")
         row = session.get(Checkpoint, int(number)) if number.isdecimal() else None
-        waits = row is not None and row.state == "registering"
+        waits = row is not None and (kind == "endpoint" or row.state == "registering")
         if not waits and time.time() - path.stat().st_mtime > TOKEN_GRACE_SECONDS:
             path.unlink(missing_ok=True)
 

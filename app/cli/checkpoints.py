@@ -1,6 +1,7 @@
 """`stillhouse checkpoints`: register, prune, list and remove checkpoints."""
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +16,36 @@ from app.client.rest import Api
 from app.metrics.formatting import DASH, number, size
 
 app = typer.Typer(no_args_is_help=True, help="Register, prune, list and remove checkpoints.")
+ApiKey = Annotated[
+    str | None,
+    typer.Option(
+        envvar="STILLHOUSE_SERVER_KEY",
+        help="Key of a server. Better in the variable: options are seen by all of the machine.",
+    ),
+]
 HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What belongs to a server's URL."""
+
+    model: str | None
+    tokenizer: str | None
+    at_once: int | None
+
+    def source(self, url: str) -> dict[str, Any]:
+        """Return the server as the API takes it. Raises WrongUse."""
+        if self.model is None:
+            raise WrongUse("A server needs --model: the name it serves the checkpoint under.")
+        found: dict[str, Any] = {"kind": "endpoint", "base_url": url, "model": self.model}
+        if self.tokenizer is not None:
+            found["tokenizer"] = source_of(self.tokenizer)
+        return found if self.at_once is None else found | {"at_once": self.at_once}
+
+    @property
+    def given(self) -> bool:
+        return (self.model, self.tokenizer, self.at_once) != (None, None, None)
 
 
 def source_of(text: str) -> dict[str, str]:
@@ -32,10 +62,29 @@ def source_of(text: str) -> dict[str, str]:
 
 
 @app.command()
-def add(
+def add(  # noqa: PLR0913, PLR0917 - what belongs to each kind of source
     name: Annotated[str, typer.Argument(help="What the project calls it.")],
-    source: Annotated[str, typer.Argument(help="A folder, a .gguf file, or org/name[@revision].")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A folder, a .gguf file, org/name[@revision], or a server's http(s)://…/v1."
+        ),
+    ],
     project: Project,
+    model: Annotated[
+        str | None, typer.Option(help="Of a server: the name it serves the checkpoint under.")
+    ] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a server: folder or org/name[@revision] of the served model's tokenizer; "
+            "without it the server is asked for text only."
+        ),
+    ] = None,
+    at_once: Annotated[
+        int | None, typer.Option(min=1, max=256, help="Of a server: requests at once; 8 if none.")
+    ] = None,
+    api_key: ApiKey = None,
     token: Annotated[
         str | None,
         typer.Option("--hub-token", envvar="HF_TOKEN", help="For hub repositories that ask."),
@@ -45,10 +94,16 @@ def add(
     wait: Wait = False,
     as_json: Json = False,
 ) -> None:
-    """Register a checkpoint: a job copies (or downloads) and reads it."""
+    """Register a checkpoint: a job copies (or downloads) and reads it, or asks its server."""
+    served, url = Served(model, tokenizer, at_once), source.startswith(("http://", "https://"))
+    if not url and served.given:
+        raise WrongUse(f"--model, --tokenizer and --at-once belong to a server; {source} is none.")
+    body: dict[str, Any] = {"name": name, "token": token}
+    body["source"] = served.source(source) if url else source_of(source)
+    if url and api_key:
+        body["api_key"] = api_key
     with connected(home) as api:
         slug = lookup.project_slug(api, project)
-        body = {"name": name, "source": source_of(source), "token": token}
         finish(api, slug, api.post(f"/projects/{slug}/checkpoints", body), wait, as_json=as_json)
 
 
@@ -102,6 +157,11 @@ def finish(api: Api, project: str, made: dict[str, Any], wait: bool, *, as_json:
         return
     card = made["card"]
     facts = f", {number(card['parameters_total'])} parameters" if card else ""
+    server = (card or {}).get("server")
+    if server is not None:
+        top = server["top"]
+        facts = f", a server: its top {top} a token at T = 1" if top else ", a server: text only"
+        facts += f" ({server['why_text_only']})" if server["why_text_only"] else ""
     sentence = f"“{made['name']}” is {made['state']}{facts} (job {made['job_id']})."
     console.print(sentence, markup=False, highlight=False)
 
@@ -117,6 +177,31 @@ def list_(project: Project, home: Home = None, *, as_json: Json = False) -> None
     headers = ("Id", "Name", "State", "Parameters", "Per token", "Layers", "Width", "Size")
     rows = [(str(c["id"]), c["name"], c["state"], *_sizes(c["card"])) for c in found]
     print_table(headers, rows, empty="No checkpoint yet: `stillhouse checkpoints add` takes one.")
+
+
+@app.command()
+def key(
+    name: Annotated[str, typer.Argument(help="Name or id of a checkpoint behind a server.")],
+    project: Project,
+    api_key: ApiKey = None,
+    home: Home = None,
+    *,
+    forget: Annotated[bool, typer.Option("--forget", help="Keep no key from now on.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Replace the API key that later jobs send to a checkpoint's server."""
+    if forget == bool(api_key):
+        raise WrongUse("Give the key in STILLHOUSE_SERVER_KEY (or --api-key), or say --forget.")
+    with connected(home) as api:
+        slug = lookup.project_slug(api, project)
+        found = lookup.checkpoint(api, slug, name)
+        body = {"api_key": None if forget else api_key}
+        found = api.put(f"/projects/{slug}/checkpoints/{found['id']}/key", body)
+    if as_json:
+        print_json(found)
+        return
+    words = "is forgotten" if forget else "is kept"
+    console.print(f"The key of “{found['name']}” {words}.", markup=False, highlight=False)
 
 
 @app.command()
@@ -142,4 +227,5 @@ def _sizes(card: dict[str, Any] | None) -> tuple[str, ...]:
     if card is None:
         return (DASH,) * 5
     counts = ("parameters_total", "parameters_compute", "depth", "width")
-    return (*(number(card[key]) for key in counts), size(card["bytes"]))
+    held = DASH if card["bytes"] is None else size(card["bytes"])
+    return (*(number(card[key]) for key in counts), held)

@@ -8,10 +8,10 @@ from starlette.responses import RedirectResponse, Response
 
 from app.checkpoints import queries as checkpoints
 from app.checkpoints import service
-from app.checkpoints.schemas import PruneForm, RegisterForm
+from app.checkpoints.schemas import PruneForm, RegisterForm, ServerKey
 from app.dashboard import queries, removal
 from app.dashboard import service as dashboard
-from app.errors import AppError
+from app.errors import AppError, InvalidInput
 from app.events.queries import last_event_id, log_lines
 from app.projects import service as projects
 from app.projects.api import ProjectDep
@@ -93,7 +93,8 @@ def new(
     if way == "prune":
         choices = queries.prune_choices(session, project)
         return _new_page(request, session, project, way, empty_form(**choices.defaults(project)))
-    values = {"kind": "folder", "revision": "main", "role": _role_to_fill(session, project)}
+    values = {"kind": "folder", "revision": "main", "at_once": "8"}
+    values["role"] = _role_to_fill(session, project)
     return _new_page(request, session, project, way, empty_form(**values))
 
 
@@ -116,7 +117,7 @@ def register(
             form.refuse(error)
         else:
             return RedirectResponse(_address(project, row.id), status_code=303)
-    form.values["token"] = ""
+    form.values["token"] = form.values["api_key"] = ""
     return _new_page(request, session, project, "register", form, status=422)
 
 
@@ -144,7 +145,11 @@ def estimate(
 
 @router.get("/{checkpoint_id}", name="checkpoints.show", dependencies=READ)
 def show(
-    request: Request, project: ProjectDep, checkpoint_id: int, session: SessionDep
+    request: Request,
+    project: ProjectDep,
+    checkpoint_id: int,
+    session: SessionDep,
+    settings: SettingsDep,
 ) -> Response:
     row = service.get(session, project.id, checkpoint_id)
     stream = service.stream_of(row.id)
@@ -154,6 +159,7 @@ def show(
         "item": next(line for line in lines if line.row.id == row.id),
         "cut": checkpoints.cut_from(lines).get(row.id, []),
         "uses": queries.uses_of(session, row.id),
+        "has_key": service.has_key(settings, row.id),
         "kept": removal.uses_of(session, project, row).sentence,
         "log": [event.payload["text"] for event in log_lines(session, stream)],
         "last_event_id": last_event_id(session, stream),
@@ -182,8 +188,26 @@ def retry(
     form: Annotated[Form[RegisterForm], Depends(form_of(RegisterForm))],
 ) -> Response:
     row = service.get(session, project.id, checkpoint_id)
-    token = str(form.values.get("token") or "")
-    service.retry(session, row, settings=settings, owner=user.name, token=token)
+    token, key = (str(form.values.get(name) or "") for name in ("token", "api_key"))
+    service.retry(session, row, settings=settings, owner=user.name, token=token, api_key=key)
+    return RedirectResponse(_address(project, row.id), status_code=303)
+
+
+@router.post("/{checkpoint_id}/key", name="checkpoints.key", dependencies=WRITE)
+def set_key(
+    project: ProjectDep,
+    checkpoint_id: int,
+    session: SessionDep,
+    settings: SettingsDep,
+    form: Annotated[Form[ServerKey], Depends(form_of(ServerKey))],
+) -> Response:
+    """Replace or forget the API key of a checkpoint's server; an empty field changes nothing."""
+    row = service.get(session, project.id, checkpoint_id)
+    if form.data is None:
+        raise InvalidInput("A key has visible ASCII characters only, and at most 500.")
+    if form.data.api_key or form.values.get("forget"):
+        forget = bool(form.values.get("forget"))
+        service.set_key(settings, row, None if forget else form.data.api_key)
     return RedirectResponse(_address(project, row.id), status_code=303)
 
 

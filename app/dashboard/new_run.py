@@ -25,6 +25,7 @@ from app.runs.schemas import EstimateOut
 from app.security.csrf import FIELD as CSRF_FIELD
 from app.settings import Settings
 from app.specs.names import INVISIBLE, is_visible
+from app.specs.served import within
 from app.specs.teacher import PROFILES, ProfileName
 from app.specs.training import RunRole, RunSpec
 from app.web.forms import Form, field_errors
@@ -222,9 +223,18 @@ def with_role(
         changed["teacher_id"] = str(project.teacher_id)
         if changed["student_id"] == changed["teacher_id"]:
             changed["student_id"] = str(project.student_id or "")
+    if role == DISTILLED:
+        changed |= _server_limits(choices.checkpoint(changed["teacher_id"]))
     changed = with_preset(choices, changed)
     changed["name"] = queries.free_name(session, project.id, _STEMS[role], changed["group"] or None)
     return changed
+
+
+def _server_limits(teacher: Checkpoint | None) -> dict[str, str]:
+    """Return, as typed, the capture that a teacher behind a server allows."""
+    server = (teacher.card or {}).get("server") if teacher else None
+    top = server["top"] if server else None
+    return {} if top is None else {"teacher_from": "cache", "temperature": "1", **within(top)}
 
 
 def _tuned_layers(checkpoint: Checkpoint | None) -> str:
@@ -283,8 +293,13 @@ def _context(choices: Choices, values: Mapping[str, str]) -> int:
     """Return how long conversations may be: as last, else 1,024; at most what can be read."""
     usual = choices.last.training.render.max_tokens if choices.last else USUAL_TOKENS
     found = [choices.checkpoint(values.get(name, "")) for name in ("teacher_id", "student_id")]
-    lengths = [int(c.card["context_length"]) for c in found if c is not None and c.card]
-    return min([usual, *lengths])
+    known = [
+        # A server adds a token to each text it scores.
+        int(c.card["context_length"]) - bool(c.card.get("server"))
+        for c in found
+        if c is not None and c.card and c.card["context_length"]
+    ]
+    return min([usual, *known])
 
 
 def read_specs(values: Mapping[str, str]) -> tuple[Form[RunSpec], list[RunSpec]]:

@@ -315,13 +315,17 @@ def _times(found: list[EstimateOut]) -> list[tuple[str, str, str]]:
 
 def _hints(choices: new_run.Choices, values: Values) -> dict[str, str]:
     """Return what to know of the rows chosen: compression, counts, state."""
-    hints = {"student_id": "", "dataset_version_id": ""}
+    hints = {"student_id": "", "dataset_version_id": "", "teacher_id": ""}
     teacher = choices.checkpoint(str(values.get("teacher_id", "")))
     student = choices.checkpoint(str(values.get("student_id", "")))
     if student is not None and student.card and teacher is not None and teacher.card:
         cards = [CheckpointCard.model_validate(row.card) for row in (teacher, student)]
-        ratio = compression(cards[0], cards[1]).compute
-        hints["student_id"] = f"{number(ratio, 1)}× less compute per token than the teacher"
+        ratio = compression(cards[0], cards[1])
+        hints["student_id"] = (
+            f"{number(ratio.compute, 1)}× less compute per token than the teacher" if ratio else ""
+        )
+        server = cards[0].server
+        hints["teacher_id"] = f"Behind a server. {server.sentence}" if server else ""
     version = choices.version(str(values.get("dataset_version_id", "")))
     if version is not None and version.funnel:
         splits = version.funnel.get("splits", {})

@@ -50,7 +50,9 @@ def _checkpoint_step(key: str, name: str, line: CheckpointLine | None, missing: 
         return Step(key, name, "todo", missing, "", "checkpoints")
     tail = f"checkpoints/{line.row.id}"
     if line.card is not None:
-        text = f"{line.card.depth:,} × {line.card.width:,}, {line.card.architecture}"
+        card = line.card
+        text = f"{number(card.depth)} × {number(card.width)}, {card.architecture}"
+        text = card.server.sentence if card.server is not None else text
         return Step(key, name, "succeeded", line.row.name, text, tail)
     share = line.job.done_share if line.job is not None else None
     return Step(key, name, line.shown_state, line.row.name, line.message, tail, share)

@@ -40,7 +40,7 @@ class PruneChoices:
         if not self.teachers:
             return {}
         first = self.teachers[0]
-        depth = max(1, first.card.depth // 5) if first.card else 1
+        depth = max(1, first.card.depth // 5) if first.card and first.card.depth else 1
         newest = self.versions[0][0] if self.versions else ""
         student = "true" if project.student_id is None else ""
         return {
@@ -122,7 +122,8 @@ class ProjectName:
 
 def prune_choices(session: Session, project: Project) -> PruneChoices:
     lines = checkpoint_queries.lines(session, project)
-    fit = [x for x in lines if x.card is not None and x.card.architecture in PRUNABLE]
+    fit = [x for x in lines if x.card is not None and x.card.server is None]
+    fit = [x for x in fit if x.card is not None and x.card.architecture in PRUNABLE]
     fit.sort(key=lambda x: x.role != "teacher")
     versions = tuple(
         (v.id, f"{v.dataset.name} v{v.number}, {v.state}")

@@ -18,6 +18,7 @@ from app.specs.jobs import CancelMode
 from app.specs.teacher import CacheReport, CaptureProfile
 
 SourceKind = Literal["none", "folder", "hub"]
+TeacherKind = Literal["none", "folder", "hub", "endpoint"]
 STUDENT = "student_"
 """Begins the names of the fields about the student; the teacher's are those of RegisterForm."""
 
@@ -52,11 +53,16 @@ class RunsRequest(RootModel[list[RunRequest]]):
 class NewProject(ProjectCreate):
     """The form of a new project; its teacher and its student may be named at once."""
 
-    kind: SourceKind = "none"
+    kind: TeacherKind = "none"
     path: str = Field(default="", max_length=1000)
     repo_id: str = Field(default="", max_length=200)
     revision: str = Field(default="main", min_length=1, max_length=200)
     token: str = Field(default="", max_length=500, repr=False)
+    base_url: str = Field(default="", max_length=500)
+    model: str = Field(default="", max_length=300)
+    tokenizer: str = Field(default="", max_length=1000)
+    at_once: int = Field(default=8, ge=1, le=256)
+    api_key: str = Field(default="", max_length=500, pattern=r"^[\x21-\x7e]*$", repr=False)
     student_kind: SourceKind = "none"
     """none: it is cut from the teacher later."""
     student_path: str = Field(default="", max_length=1000)
@@ -83,7 +89,9 @@ class NewProject(ProjectCreate):
         return found.model_copy(update={"name": f"{found.name[:72]}-student"})
 
     def _named(self, prefix: str) -> CheckpointAdd | None:
-        names = ("kind", "path", "repo_id", "revision", "token")
+        names = ["kind", "path", "repo_id", "revision", "token"]
+        if not prefix:  # only a teacher may be behind a server
+            names += ["base_url", "model", "tokenizer", "at_once", "api_key"]
         given = {name: getattr(self, prefix + name) for name in names}
         if given["kind"] == "none":
             return None
@@ -298,6 +306,8 @@ class CacheSpaceOut(BaseModel):
     teacher: str
     teacher_id: int
     profile: CaptureProfile
+    served: bool
+    """Asked of a server: its likeliest tokens, one bucket, T = 1; entropy is a lower bound."""
     shards: int
     rows: int
     bytes: int
@@ -316,6 +326,7 @@ class CacheSpaceOut(BaseModel):
             teacher=line.teacher,
             teacher_id=line.teacher_id,
             profile=line.space.profile,
+            served=line.space.served,
             shards=line.size.shards,
             rows=line.size.rows,
             bytes=line.size.bytes,

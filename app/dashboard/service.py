@@ -43,7 +43,7 @@ def create_project(
     for prefix, add in (("", named["teacher"]), (STUDENT, named["student"])):
         with fields_begin(prefix):
             if add is not None:
-                checkpoints.check_source(session, add.source)
+                checkpoints.check_source(session, add.source, settings)
     project = projects.create(session, form, owner_id=user.user_id)
     for role in get_args(Role):
         add = named[role]

@@ -386,6 +386,8 @@ def tokens_key(version: DatasetVersion, teacher: Checkpoint | None) -> str | Non
     if version.conversations_blob is None or teacher is None or teacher.card is None:
         return None
     card = CheckpointCard.model_validate(teacher.card)
+    if card.tokenizer_fingerprint is None:
+        return None
     parts = (card.tokenizer_fingerprint[:16], (card.template_fingerprint or "none")[:16])
     return f"{version.conversations_blob}.tokens-{'-'.join(parts)}.npy"
 

@@ -267,6 +267,8 @@ def cut_student(demo: Demo) -> str:
         for id_ in (teacher, student["id"])
     ]
     smaller = compression_of(*cards)
+    if smaller is None:
+        return "sizes not known"
     return (
         f"{compression(smaller.compute)} less compute per token, "
         f"{compression(smaller.total)} fewer parameters"

@@ -61,7 +61,8 @@ def start_run(
     made = _ask(session, run, spec, own, owner=owner)
     runs.link(session, run, made, "evaluate")
     for role, checkpoint_id in (("teacher", spec.teacher_id), ("undistilled", spec.student_id)):
-        if checkpoint_id is not None and spec.role != "fine_tune":
+        row = session.get(Checkpoint, checkpoint_id) if checkpoint_id is not None else None
+        if checkpoint_id is not None and spec.role != "fine_tune" and _has_weights(row):
             _ask(session, run, spec, _Asked(role, role, checkpoint_id, None), owner=owner)
     return run
 
@@ -80,9 +81,18 @@ def _anchors(session: Session, project: Project, spec: RunSpec) -> dict[str, Che
     missing = {}
     for role, checkpoint_id in (("teacher", spec.teacher_id), ("undistilled", spec.student_id)):
         row = session.get(Checkpoint, checkpoint_id) if checkpoint_id is not None else None
-        if row is not None and _known_job(session, project.id, row.id, key) is None:
+        if (
+            row is not None
+            and _has_weights(row)
+            and _known_job(session, project.id, row.id, key) is None
+        ):
             missing[role] = row
     return missing
+
+
+def _has_weights(row: Checkpoint | None) -> bool:
+    """Whether a checkpoint can be evaluated: one behind a server cannot, for now."""
+    return row is not None and (row.card or {}).get("server") is None
 
 
 def retry_run(session: Session, view: RunView, *, owner: str) -> None:

@@ -12,6 +12,7 @@ from app.runs.schemas import Mend, Reason
 from app.runs.subject import Subject, epochs
 from app.settings import Settings
 from app.specs.checkpoint import BAND, CheckpointCard, compression, verdict_of_cards
+from app.specs.served import profile_problems
 from app.specs.teacher import CacheReport
 from app.specs.training import PACKABLE, RunSpec
 from app.teacher_cache import queries as cache
@@ -77,6 +78,12 @@ def _look_at_rows(found: Findings, subject: Subject, spec: RunSpec) -> None:
         if checkpoint is not None and (checkpoint.state != "ready" or checkpoint.card is None):
             mend = "Wait for its job" if checkpoint.state == "registering" else "Register it again"
             found.block(f"“{checkpoint.name}” is {checkpoint.state}. {mend}.", at=at)
+    if subject.student.card and CheckpointCard.model_validate(subject.student.card).server:
+        found.block(
+            f"“{subject.student.name}” is behind a server: a student is trained here and needs its "
+            "weights. Register them from a folder or a hub.",
+            at="student_id",
+        )
     if spec.training.objective.needs_teacher and subject.teacher is None:
         sentence = (
             "An objective with a teacher term needs a teacher: choose one, or set alpha to 0."
@@ -92,7 +99,7 @@ def _look_at_weights(found: Findings, subject: Subject, spec: RunSpec) -> None:
             at="student_id",
         )
     depth, top = subject.cards[1].depth, spec.training.trainable.top_layers
-    if top is not None and top > depth:
+    if top is not None and depth is not None and top > depth:
         sentence = f"The student has {depth} layers: train at most so many, or leave it empty."
         found.block(sentence, at="top_layers")
     architecture = subject.cards[1].architecture
@@ -164,7 +171,14 @@ def _look_at_teacher(session: Session, found: Findings, subject: Subject, spec: 
     if teacher is None or subject.teacher is None:
         return
     verdict = verdict_of_cards(teacher, student)
+    if teacher.server is not None:
+        found.warnings.append(
+            "The teacher is behind a server: it gets no row of its own in the comparison, and KL "
+            "and agreement, which need its whole distribution, are left out."
+        )
     if not objective.needs_teacher:
+        return
+    if teacher.server is not None and not _look_at_server(found, subject, spec, teacher):
         return
     if not verdict.logits_allowed:
         pair = (
@@ -173,11 +187,12 @@ def _look_at_teacher(session: Session, found: Findings, subject: Subject, spec: 
         found.block(f"{pair} {verdict.sentence}", SEQUENCE_LEVEL, at="student_id")
     if not objective.reads_cache:
         found.warnings.append(
-            f"The live teacher ({size(teacher.bytes)}) is held beside the student and scores every "
+            f"The live teacher ({size(teacher.bytes or 0)}) is held beside the student and scores every "
             "batch anew: a step takes longer, and nothing is cached for the next run."
         )
         return
-    _look_at_profile(found, teacher, spec)
+    if teacher.server is None:
+        _look_at_profile(found, teacher, spec)
     grid = spec.capture.temperatures
     if objective.temperature not in grid:
         shown = ", ".join(f"{t:g}" for t in grid)
@@ -185,7 +200,7 @@ def _look_at_teacher(session: Session, found: Findings, subject: Subject, spec: 
             f"Temperature {objective.temperature:g} is not in the cache's grid ({shown}): its "
             "normaliser is not stored. Take one of these, or add it to the grid.",
             Mend(label="Use temperature 1", values={"temperature": "1"}),
-            LIVE,
+            *(() if teacher.server else (LIVE,)),
             at="temperature",
         )
     elif objective.temperature > 1 and spec.capture.name != "dense":
@@ -194,7 +209,7 @@ def _look_at_teacher(session: Session, found: Findings, subject: Subject, spec: 
 
 
 def _look_at_profile(found: Findings, teacher: CheckpointCard, spec: RunSpec) -> None:
-    entries = teacher.tokenizer_entries
+    entries = teacher.tokenizer_entries or 0
     if spec.capture.name == "dense" and entries > MOST_DENSE:
         found.block(
             f"Dense rows keep all {entries:,} tokens of the vocabulary, about "
@@ -209,6 +224,42 @@ def _look_at_profile(found: Findings, teacher: CheckpointCard, spec: RunSpec) ->
             "The samples serve forward KL at temperature 1 alone; this objective reads the head "
             "and takes the rest as one bucket."
         )
+
+
+def _look_at_server(
+    found: Findings, subject: Subject, spec: RunSpec, teacher: CheckpointCard
+) -> bool:
+    """Say what a server cannot give; return whether it gives rows at all."""
+    server, name = teacher.server, subject.teacher.name if subject.teacher else ""
+    if server is None or server.top is None:
+        why = server.why_text_only if server else ""
+        found.block(
+            f"“{name}” is a text-only endpoint, so nothing can be learned from its probabilities. "
+            f"{why} Train on its answers as text.".replace("  ", " "),
+            SEQUENCE_LEVEL,
+            at="teacher_id",
+        )
+        return False
+    if not spec.training.objective.reads_cache:
+        found.block(
+            f"“{name}” is behind a server, so it cannot be held live beside the student: its rows "
+            "are asked for once and stored.",
+            Mend(label="Use stored rows", values={"teacher_from": "cache"}),
+            at="teacher_from",
+        )
+        return False
+    for problem in profile_problems(server.top, spec.capture):
+        mend = Mend(label=problem.label, values=dict(problem.values))
+        found.block(problem.sentence, mend, at=problem.field)
+    reads, longest = teacher.context_length, spec.training.render.max_tokens
+    if reads is not None and longest >= reads:
+        found.block(
+            f"“{name}” reads {reads:,} tokens with the one it must add, and conversations may "
+            f"have {longest:,}: its server would refuse them. Set max tokens to {reads - 1:,}.",
+            Mend(label=f"Use {reads - 1:,}", values={"max_tokens": str(reads - 1)}),
+            at="max_tokens",
+        )
+    return True
 
 
 def _mass_sentence(temperature: float, report: CacheReport | None) -> str:
@@ -228,8 +279,9 @@ def _mass_sentence(temperature: float, report: CacheReport | None) -> str:
 def _look_at_sizes(found: Findings, subject: Subject, spec: RunSpec) -> None:
     teacher, student = subject.cards
     longest = spec.training.render.max_tokens
-    for card, role in ((student, "student"), (teacher, "teacher")):
-        if card is not None and longest > card.context_length:
+    asked = teacher is not None and teacher.server is not None  # a server refuses: a reason
+    for card, role in ((student, "student"), (None if asked else teacher, "teacher")):
+        if card is not None and card.context_length and longest > card.context_length:
             found.warnings.append(
                 f"Conversations may have {longest:,} tokens, and the {role} was made for "
                 f"{card.context_length:,}. Set max tokens to {card.context_length:,} or less."
@@ -237,6 +289,12 @@ def _look_at_sizes(found: Findings, subject: Subject, spec: RunSpec) -> None:
     if teacher is None or spec.effective_role == "fine_tune":
         return
     ratio = compression(teacher, student)
+    if ratio is None:
+        found.warnings.append(
+            "How much smaller the student is cannot be told: the teacher's server does not say its "
+            "size. A tokenizer folder with the model's config.json beside it would."
+        )
+        return
     if ratio.compute < 1:
         found.warnings.append(
             "The student is larger than the teacher: it computes "

@@ -32,6 +32,7 @@ def cover_of(
             cached=known.cached,
             missing_tokens=known.missing_rows,
             basis="As the last capture of this version found it; it may hold more by now.",
+            rows_from=_rows_from(teacher, spec),
             **_measured(session, address),
         )
     rows = cache.size(session, address).rows
@@ -51,7 +52,17 @@ def cover_of(
         cached=None if rows else 0,
         missing_tokens=round(count * max(mean - 1, 0)),
         basis=basis,
+        rows_from=_rows_from(teacher, spec),
         **_measured(session, address),
+    )
+
+
+def _rows_from(teacher: CheckpointCard, spec: RunSpec) -> str | None:
+    if teacher.server is None:
+        return None
+    return (
+        f"Rows are asked of {teacher.server.base_url}: the top {spec.capture.k_max} a token at "
+        "most, one bucket for the rest, T = 1 only."
     )
 
 

@@ -44,9 +44,10 @@ def disk_of(
 ) -> dict[str, int]:
     """Return bytes by what they hold: checkpoint, snapshots (which go again), cache."""
     teacher, student = subject.cards
+    weights = student.parameters_total or 0  # a served one, which is refused as student, has none
     used = {
-        "checkpoint": student.bytes,
-        "snapshots": SNAPSHOTS_KEPT * SNAPSHOT_WEIGHTS * FLOAT32_BYTES * student.parameters_total,
+        "checkpoint": student.bytes or 0,
+        "snapshots": SNAPSHOTS_KEPT * SNAPSHOT_WEIGHTS * FLOAT32_BYTES * weights,
     }
     if cover is not None and teacher is not None:
         own = cache.size(session, space_of(teacher, spec.capture).address).bytes_per_row

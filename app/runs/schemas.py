@@ -132,6 +132,8 @@ class CacheOut(BaseModel):
     missing_tokens: int
     basis: str
     """Where the numbers come from, in a sentence."""
+    rows_from: str | None = None
+    """Where a server's rows come from and what that limits, in a sentence."""
     captured_mass: dict[str, float] = Field(default_factory=dict)
     """Temperature → mean share of the teacher's mass that rows keep one by one."""
     faithfulness: str | None = None

@@ -112,7 +112,10 @@ def _scaled(session: Session, past: Sequence[_Past], checkpoint: Checkpoint | No
     ids = {p.checkpoint_id for p in past if p.checkpoint_id is not None}
     rows = session.scalars(select(Checkpoint).where(Checkpoint.id.in_(ids))).all()
     compute = {row.id: row.card["parameters_compute"] for row in rows if row.card}
+    compute = {number: count for number, count in compute.items() if count is not None}
     mine = checkpoint.card["parameters_compute"]
+    if mine is None:
+        return []
     return [
         p.rate * compute[p.checkpoint_id] / mine
         for p in past

@@ -2,9 +2,11 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from app.specs.base import Spec
+from app.specs.endpoint import base_url_of, url_problem
+from app.specs.fingerprint import fingerprint
 
 
 class FolderSource(Spec):
@@ -22,34 +24,102 @@ class HubSource(Spec):
     revision: str = "main"
 
 
-CheckpointSource = Annotated[FolderSource | HubSource, Field(discriminator="kind")]
+TokenizerSource = Annotated[FolderSource | HubSource, Field(discriminator="kind")]
+
+
+class EndpointSource(Spec):
+    """A checkpoint behind an OpenAI-compatible URL. Its API key is a secret: never part of a spec.
+
+    `tokenizer` is where the served checkpoint's tokenizer lies; without one the server is asked for
+    text only.
+    """
+
+    kind: Literal["endpoint"] = "endpoint"
+    base_url: str
+    """Such as https://host:8000/v1: what `/completions` is appended to."""
+    model: str = Field(min_length=1, max_length=300)
+    """The name it is served under."""
+    tokenizer: TokenizerSource | None = None
+    at_once: int = Field(default=8, ge=1, le=256)
+    """How many requests may be under way together."""
+
+    @field_validator("base_url")
+    @classmethod
+    def _reachable_by_http(cls, text: str) -> str:
+        url = base_url_of(text)
+        problem = url_problem(url)
+        if problem is not None:
+            raise ValueError(problem)
+        return url
+
+    @property
+    def fingerprint(self) -> str:
+        """What stands for the weights, which nobody sees: it is a server, its URL, the model."""
+        return fingerprint({"server": self.base_url, "model": self.model})
+
+
+CheckpointSource = Annotated[FolderSource | HubSource | EndpointSource, Field(discriminator="kind")]
+
+
+class ServerFacts(Spec):
+    """What a server was found to give when its checkpoint was registered."""
+
+    base_url: str
+    model: str
+    at_once: int
+    top: int | None = None
+    """Most log-probabilities a token it gives of a prompt; None: text only."""
+    why_text_only: str = ""
+    chat: bool = True
+    """Whether it answers chat completions."""
+    limit_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    tokenizer_check: str = ""
+    """How its tokenizer was compared with the one named, in a sentence."""
+
+    @property
+    def sentence(self) -> str:
+        """What it is good for, in a few words."""
+        if self.top is None:
+            return f"Text only: sequence-level. {self.why_text_only}".strip()
+        words = f"Logit distillation with the top {self.top} a token at T = 1"
+        return f"{words}, and text." if self.chat else f"{words}; no chat answers."
 
 
 class CheckpointCard(Spec):
-    """Facts read from the weights. Parameters are counts; `compute` leaves the embeddings out."""
+    """Facts read from the weights. Parameters are counts; `compute` leaves the embeddings out.
 
-    architecture: str
-    parameters_total: int
-    parameters_embedding: int
-    parameters_compute: int
+    Of a served checkpoint, `server` says what its server gives, and what nobody can tell is None.
+    """
+
+    architecture: str | None
+    parameters_total: int | None
+    parameters_embedding: int | None
+    parameters_compute: int | None
     """Non-embedding parameters used per token."""
-    depth: int
-    width: int
-    ffn_width: int
-    heads: int
-    kv_heads: int
-    vocabulary: int
+    depth: int | None
+    width: int | None
+    ffn_width: int | None
+    heads: int | None
+    kv_heads: int | None
+    vocabulary: int | None
     """Rows of the embedding; may be padded beyond the tokenizer's entries."""
-    tokenizer_entries: int
-    tokenizer_fingerprint: str
+    tokenizer_entries: int | None
+    tokenizer_fingerprint: str | None
     template_fingerprint: str | None
     eos_token: str | None
-    context_length: int
-    dtype: str
-    bytes: int
+    context_length: int | None
+    dtype: str | None
+    bytes: int | None
     weights_fingerprint: str
-    """SHA-256 over the weight files' hashes: half of a teacher cache's address."""
+    """SHA-256 over the weight files' hashes (of a server: over URL and model): half of a teacher
+    cache's address."""
     licence: str | None = None
+    server: ServerFacts | None = None
+
+    @property
+    def gives_rows(self) -> bool:
+        """Whether teacher rows can be captured from it."""
+        return self.server is None or self.server.top is not None
 
 
 class PruneSpec(Spec):
@@ -67,7 +137,7 @@ class PruneSpec(Spec):
 class TokenizerVerdict(Spec):
     """Whether logit distillation may run between two checkpoints, with a sentence for a person."""
 
-    kind: Literal["identical", "padded", "other_template", "different"]
+    kind: Literal["identical", "padded", "other_template", "different", "unknown"]
     logits_allowed: bool
     sentence: str
     probes: int = 0
@@ -125,6 +195,10 @@ def other_template(probes: int = 0) -> TokenizerVerdict:
 
 def card_verdict(teacher: CheckpointCard, student: CheckpointCard) -> TokenizerVerdict:
     """Compare two tokenizers by their fingerprints alone: what a page can say at once."""
+    if teacher.tokenizer_fingerprint is None:
+        return no_tokenizer("teacher")
+    if student.tokenizer_fingerprint is None:
+        return no_tokenizer("checkpoint")
     if teacher.tokenizer_fingerprint != student.tokenizer_fingerprint:
         return TokenizerVerdict(
             kind="different",
@@ -137,7 +211,27 @@ def card_verdict(teacher: CheckpointCard, student: CheckpointCard) -> TokenizerV
         )
     if teacher.template_fingerprint != student.template_fingerprint:
         return other_template()
-    return same_ids(0, teacher.vocabulary, student.vocabulary, teacher.tokenizer_entries)
+    return same_ids(0, *_rows(teacher, student))
+
+
+def no_tokenizer(name: str) -> TokenizerVerdict:
+    """Return the verdict where a served checkpoint's tokenizer is not known."""
+    return TokenizerVerdict(
+        kind="unknown",
+        logits_allowed=False,
+        sentence=(
+            f"The tokenizer of the served {name} is not known: register it with its tokenizer, or "
+            "train on its answers as text (sequence-level)."
+        ),
+        first_difference="no tokenizer named",
+    )
+
+
+def _rows(teacher: CheckpointCard, student: CheckpointCard) -> tuple[int, int, int]:
+    """Return teacher's and student's rows and the entries; unknown rows hold them all."""
+    entries = teacher.tokenizer_entries or 0
+    rows = [entries if card.vocabulary is None else card.vocabulary for card in (teacher, student)]
+    return rows[0], rows[1], entries
 
 
 class Compression(Spec):
@@ -145,7 +239,8 @@ class Compression(Spec):
 
     compute: float
     total: float
-    bytes: float
+    bytes: float | None
+    """None where one of them lies on a server."""
     in_band: bool
     sentence: str
 
@@ -154,21 +249,31 @@ BAND = (5.0, 20.0)
 """Compression in compute where distilling is known to pay."""
 
 
+def _ratio(teacher: int | None, student: int | None) -> float | None:
+    return teacher / student if teacher is not None and student else None
+
+
 def _times(ratio: float, less: str, more: str) -> str:
     return f"{ratio:.1f}× {less}" if round(ratio, 1) >= 1 else f"{1 / ratio:.1f}× {more}"
 
 
-def compression(teacher: CheckpointCard, student: CheckpointCard) -> Compression:
-    """Return teacher ÷ student in compute, total and bytes, judged by compute per token."""
-    compute = teacher.parameters_compute / student.parameters_compute
-    total = teacher.parameters_total / student.parameters_total
-    size = teacher.bytes / student.bytes
+def compression(teacher: CheckpointCard, student: CheckpointCard) -> Compression | None:
+    """Return teacher ÷ student in compute, total and bytes, judged by compute per token.
+
+    None where the parameters of one are not known, as of a served checkpoint without its config.
+    """
+    compute = _ratio(teacher.parameters_compute, student.parameters_compute)
+    total = _ratio(teacher.parameters_total, student.parameters_total)
+    size = _ratio(teacher.bytes, student.bytes)
+    if compute is None or total is None:
+        return None
     low, high = BAND
     figures = (
         f"{_times(compute, 'less compute', 'more compute')} per token, "
-        f"{_times(total, 'fewer parameters', 'more parameters')} in total, "
-        f"{_times(size, 'fewer bytes', 'more bytes')}"
+        f"{_times(total, 'fewer parameters', 'more parameters')} in total"
     )
+    if size is not None:
+        figures += f", {_times(size, 'fewer bytes', 'more bytes')}"
     rounded = round(compute, 1)
     if rounded < 1:
         verdict = "It computes more than the teacher: choose a smaller student."
@@ -193,6 +298,8 @@ def verdict_of_cards(teacher: CheckpointCard, student: CheckpointCard) -> Tokeni
     Fingerprints cover vocabulary, merges, special tokens and normalising, so equal ones give equal
     ids; the embedding's rows and the chat template are compared beside them.
     """
+    if teacher.tokenizer_fingerprint is None:
+        return no_tokenizer("teacher")
     if teacher.tokenizer_fingerprint != student.tokenizer_fingerprint:
         return TokenizerVerdict(
             kind="different",
@@ -203,14 +310,14 @@ def verdict_of_cards(teacher: CheckpointCard, student: CheckpointCard) -> Tokeni
             ),
             first_difference="tokenizer fingerprint",
         )
-    rows = (teacher.vocabulary, student.vocabulary)
-    if min(rows) < teacher.tokenizer_entries:
-        small = "teacher" if teacher.vocabulary < student.vocabulary else "student"
+    *rows, entries = _rows(teacher, student)
+    if min(rows) < entries:
+        small = "teacher" if rows[0] < rows[1] else "student"
         return TokenizerVerdict(
             kind="different",
             logits_allowed=False,
             sentence=(
-                f"The tokenizer has {teacher.tokenizer_entries:,} entries and the {small} only "
+                f"The tokenizer has {entries:,} entries and the {small} only "
                 f"{min(rows):,} rows: some ids have no weights. Resize its embeddings."
             ),
             first_difference="rows of the embedding",
@@ -231,7 +338,7 @@ def verdict_of_cards(teacher: CheckpointCard, student: CheckpointCard) -> Tokeni
             logits_allowed=True,
             sentence=(
                 f"Same ids, padded embeddings: teacher {rows[0]:,} rows, student {rows[1]:,}. "
-                f"Rows beyond the {teacher.tokenizer_entries:,} entries get no mass."
+                f"Rows beyond the {entries:,} entries get no mass."
             ),
         )
     return TokenizerVerdict(

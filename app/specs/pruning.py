@@ -22,7 +22,12 @@ class Shape:
 
     @classmethod
     def of(cls, card: CheckpointCard) -> "Shape":
-        return cls(card.depth, card.width, card.ffn_width, card.heads, card.kv_heads)
+        """Return the sizes on a card. Errors: ValueError where they are not known."""
+        sizes = [card.depth, card.width, card.ffn_width, card.heads, card.kv_heads]
+        known = [size for size in sizes if size is not None]
+        if len(known) < len(sizes):
+            raise ValueError("the sizes of a served checkpoint are not known")
+        return cls(*known)
 
 
 def shape_after(full: Shape, spec: PruneSpec) -> Shape:
@@ -74,13 +79,14 @@ def pruned_card(teacher: CheckpointCard, spec: PruneSpec) -> CheckpointCard | No
     Counts are exact. Bytes leave out the file's header (some hundred bytes a layer). The weights'
     fingerprint is empty until there are weights. The job cuts and saves in float32.
     """
-    head_dim = _head_dim(teacher)
-    if head_dim is None:
+    head_dim, rows, all_rows = _head_dim(teacher), teacher.vocabulary, teacher.parameters_embedding
+    if head_dim is None or rows is None or all_rows is None:
         return None
-    shape = shape_after(Shape.of(teacher), spec)
+    full = Shape.of(teacher)
+    shape = shape_after(full, spec)
     compute = _compute(teacher.architecture, shape, head_dim)
-    copies = teacher.parameters_embedding // (teacher.vocabulary * teacher.width)
-    embedding = copies * teacher.vocabulary * shape.width
+    copies = all_rows // (rows * full.width)
+    embedding = copies * rows * shape.width
     return teacher.model_copy(
         update={
             "depth": shape.depth,
@@ -98,7 +104,7 @@ def pruned_card(teacher: CheckpointCard, spec: PruneSpec) -> CheckpointCard | No
     )
 
 
-def _compute(architecture: str, shape: Shape, head_dim: int) -> int:
+def _compute(architecture: str | None, shape: Shape, head_dim: int) -> int:
     """Parameters outside the embeddings: attention, three FFN matrices and two norms a layer."""
     attention = 2 * shape.width * head_dim * (shape.heads + shape.kv_heads)
     if architecture == _BIASED:
@@ -109,7 +115,7 @@ def _compute(architecture: str, shape: Shape, head_dim: int) -> int:
 
 def _head_dim(card: CheckpointCard) -> int | None:
     """Solve the head size from the counts: it is not always width ÷ heads, as after pruning."""
-    if card.architecture not in PRUNABLE:
+    if card.architecture not in PRUNABLE or card.parameters_compute is None:
         return None
     shape = Shape.of(card)
     without = _compute(card.architecture, shape, 0)

@@ -94,14 +94,19 @@ class CacheSpace(Spec):
     weights_fingerprint: str
     tokenizer_fingerprint: str
     vocabulary: int
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    attention: Literal["eager", "sdpa"] = "sdpa"
+    dtype: Literal["float32", "bfloat16", "served"] = "float32"
+    attention: Literal["eager", "sdpa", "served"] = "sdpa"
     profile: CaptureProfile = CaptureProfile()
     shard_format: int = SHARD_FORMAT
 
     @property
     def address(self) -> str:
         return fingerprint(self)
+
+    @property
+    def served(self) -> bool:
+        """Whether the rows were asked of a server: how it computes them, nobody knows."""
+        return self.dtype == "served"
 
 
 class Faithfulness(Spec):

@@ -25,12 +25,18 @@ log = structlog.get_logger()
 
 
 def space_of(teacher: CheckpointCard, profile: CaptureProfile) -> CacheSpace:
-    """Return the space that a teacher's rows under a profile lie in."""
+    """Return the space that a teacher's rows under a profile lie in.
+
+    Of one behind a server, URL and model stand for the weights. One without a tokenizer gives no
+    rows: its space stays empty.
+    """
+    served: dict[str, Any] = {"dtype": "served", "attention": "served"} if teacher.server else {}
     return CacheSpace(
         weights_fingerprint=teacher.weights_fingerprint,
-        tokenizer_fingerprint=teacher.tokenizer_fingerprint,
-        vocabulary=teacher.tokenizer_entries,
+        tokenizer_fingerprint=teacher.tokenizer_fingerprint or "",
+        vocabulary=teacher.tokenizer_entries or 0,
         profile=profile,
+        **served,
     )
 
 

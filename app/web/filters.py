@@ -7,6 +7,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from app.clock import now
+from app.metrics import formatting
 
 SHORT_ID = 8
 
@@ -70,9 +71,15 @@ def with_query(path: str, current: dict[str, str], **changes: Any) -> str:
     return f"{path}?{query}" if query else path
 
 
+def known(value: float | None, how: str) -> str:
+    """Format by a function of app.metrics.formatting, or say that nobody knows the value."""
+    return "unknown" if value is None else str(getattr(formatting, how)(value))
+
+
 FILTERS: dict[str, Callable[..., Any]] = {
     "clock": clock,
     "iso": iso,
+    "known": known,
     "full_time": full_time,
     "short": short,
     "plural": plural,

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from app.specs.teacher import CacheReport, CacheSpace, CaptureProfile, Faithfulness
-from workers.distill.callbacks import Callbacks
+from workers.distill.callbacks import Callbacks, Stopped
 from workers.distill.errors import MissingRowsError
 from workers.distill.losses.dense import dense_bucket
 from workers.distill.teacher_rows import decode
@@ -203,7 +203,10 @@ def _score(
         if callbacks.should_stop():
             return None
         ids: list[NDArray[np.int32]] = [by_entry[e].input_ids for e in batch]
-        rows = teacher.capture(ids, profile)
+        try:
+            rows = teacher.capture(ids, profile)
+        except Stopped:
+            return None
         items += [(e, len(i), r) for e, i, r in zip(batch, ids, rows, strict=True)]
     return items
 

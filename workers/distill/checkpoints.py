@@ -32,7 +32,11 @@ from workers.distill.tokenizers import (
 
 Precision = Literal["float32", "bfloat16"]
 _HUB_PATTERNS = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "LICENSE*", "README.md")
-_TOKENIZER_FILES = (
+_HUB_TOKENIZER = (
+    *("tokenizer*", "*.jinja", "*.model", "*.txt", "LICENSE*", "README.md", "config.json"),
+    *("vocab.json", "added_tokens.json", "special_tokens_map.json"),
+)
+TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -225,7 +229,7 @@ def import_folder(source: Path, target: Path, callbacks: Callbacks) -> Checkpoin
         return read_card(target, licence=licence_of(gguf.parent))
     files = weight_files(source)
     wanted = [*files, source / "config.json"]
-    wanted += [p for name in _TOKENIZER_FILES if (p := source / name).is_file()]
+    wanted += [p for name in TOKENIZER_FILES if (p := source / name).is_file()]
     index = source / "model.safetensors.index.json"
     wanted += [index] if index.is_file() else []
     callbacks.phase("copy")
@@ -316,11 +320,12 @@ def download_hub(
     callbacks: Callbacks,
     *,
     endpoint: str | None = None,
+    weights: bool = True,
 ) -> str:
     """Download a hub repository's safetensors, config and tokenizer; return the commit it is.
 
-    What was fetched is kept in `target` when it fails; the next try goes on from there. Without
-    an endpoint HF_ENDPOINT names the hub. Errors:
+    Without `weights` only its tokenizer and config. What was fetched is kept in `target` when it
+    fails; the next try goes on from there. Without an endpoint HF_ENDPOINT names the hub. Errors:
     HubUnavailableError (offline, gated, unknown), CheckpointError (no safetensors there).
     """
     from huggingface_hub import HfApi, hf_hub_download  # noqa: PLC0415 - only this job needs it
@@ -330,8 +335,11 @@ def download_hub(
     api = HfApi(endpoint=endpoint, token=token)
     try:
         info = api.model_info(repo_id, revision=revision, files_metadata=True, timeout=20)
-        sizes = {s.rfilename: s.size or 0 for s in info.siblings or [] if _wanted(s.rfilename)}
-        _require_safetensors(repo_id, revision, sizes)
+        patterns = _HUB_PATTERNS if weights else _HUB_TOKENIZER
+        found = {s.rfilename: s.size or 0 for s in info.siblings or []}
+        sizes = {name: size for name, size in found.items() if _wanted(name, patterns)}
+        if weights:
+            _require_safetensors(repo_id, revision, sizes)
         done, total = 0, sum(sizes.values())
         for name in sorted(sizes, key=lambda n: (sizes[n], n)):
             callbacks.progress(done, total, "bytes")
@@ -405,9 +413,9 @@ def _offline(repo_id: str, error: Exception) -> HubUnavailableError:
     )
 
 
-def _wanted(name: str) -> bool:
+def _wanted(name: str, patterns: Iterable[str]) -> bool:
     path = Path(name)
-    return len(path.parts) == 1 and any(path.match(pattern) for pattern in _HUB_PATTERNS)
+    return len(path.parts) == 1 and any(path.match(pattern) for pattern in patterns)
 
 
 def state_sha256(model: Any) -> str:

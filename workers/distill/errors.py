@@ -61,6 +61,60 @@ class HubUnavailableError(DistillError):
     """A model hub cannot be reached or refuses."""
 
 
+class EndpointError(DistillError):
+    """A server of a checkpoint gives no usable answer; `passing` where asking again may help."""
+
+    passing = False
+
+
+class EndpointRefusedError(EndpointError):
+    """The server's address may not be asked, or it sends elsewhere."""
+
+
+class EndpointUnreachableError(EndpointError):
+    """Nothing answers at the server's address, or the connection was lost."""
+
+    passing = True
+
+
+class EndpointTimeoutError(EndpointError):
+    """The server took too long."""
+
+    passing = True
+
+
+class EndpointBusyError(EndpointError):
+    """The server has too much to do, or failed inside (429, 5xx)."""
+
+    passing = True
+    retry_after: float | None = None
+    """Seconds it asks to wait."""
+
+
+class EndpointKeyError(EndpointError):
+    """The server wants an API key, or refuses the one it got."""
+
+
+class EndpointModelError(EndpointError):
+    """The server does not serve the model of this name."""
+
+
+class EndpointContextError(EndpointError):
+    """A text is longer than the served model reads."""
+
+
+class EndpointLogprobsError(EndpointError):
+    """The server gives no log-probabilities of a prompt, or fewer a token than asked for."""
+
+
+class EndpointAnswerError(EndpointError):
+    """The server's answer is not what the interface says, or was refused for another reason."""
+
+
+class EndpointTokenizerError(EndpointError):
+    """The served model's ids are not those of the tokenizer that was named for it."""
+
+
 class SnapshotError(DistillError):
     """No snapshot can be resumed from: each is incomplete, altered, or of another spec."""
 

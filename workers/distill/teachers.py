@@ -19,7 +19,10 @@ _NOTHING = -1e30
 
 
 class Teacher(Protocol):
-    """Whatever can score rendered ids: a local checkpoint now, a server later."""
+    """Whatever can score rendered ids: weights in this process, or a server that has them.
+
+    `capture` may raise Stopped where it was asked to while it waited.
+    """
 
     vocabulary: int
 

@@ -17,6 +17,7 @@ from workers.distill.checkpoints import compute_device, load_model
 from workers.distill.evaluation.run import run_evaluation
 from workers.distill.tokenizers import load_tokenizer
 from workers.job.task import BodyContext, Inputs, Task
+from workers.tasks.served import server_of
 from workers.tasks.sets import NoParts, checkpoint_folder, read_conversations, version_path
 
 
@@ -25,6 +26,8 @@ class EvaluateInputs(Inputs):
     checkpoint: str
     teacher: str | None
     conversations: str
+    served: str = ""
+    """URL of the teacher's server, where it has no weights here."""
 
 
 class EvaluateTask(NoParts):
@@ -39,19 +42,27 @@ class EvaluateTask(NoParts):
             checkpoint_id = run.checkpoint_id if run else None
         if checkpoint_id is None:
             raise Conflict("The run has no checkpoint to evaluate: it must be trained first.")
-        teacher = None
+        teacher, served = None, ""
         if job.teacher_id is not None:
-            teacher, _ = checkpoint_folder(session, job.teacher_id, settings)
+            server, folder, _ = server_of(session, job.teacher_id, settings)
+            teacher, served = (folder, "") if server is None else (None, server.base_url)
         return EvaluateInputs(
             job=job,
             checkpoint=checkpoint_folder(session, checkpoint_id, settings)[0],
             teacher=teacher,
+            served=served,
             conversations=version_path(session, job.dataset_version_id, settings),
         )
 
     def run(self, inputs: EvaluateInputs, context: BodyContext) -> dict[str, Any]:
         context.callbacks.phase("load")
         spec, folder = inputs.job.evaluation, Path(inputs.checkpoint)
+        if inputs.served:
+            context.callbacks.log(
+                f"KL and agreement are left out: they need the teacher's whole distribution, and "
+                f"{inputs.served} gives its likeliest tokens only.",
+                "warning",
+            )
         conversations = read_conversations(inputs.conversations, (spec.split,))
         device = compute_device()
         model = load_model(folder).to(device)

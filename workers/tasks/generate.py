@@ -11,7 +11,7 @@ from app.checkpoints import service as checkpoints
 from app.datasets import generations
 from app.datasets import service as datasets
 from app.datasets.models import Upload
-from app.errors import NotFound
+from app.errors import Conflict, NotFound
 from app.jobs.lease import Claim
 from app.settings import Settings
 from app.specs.conversation import Message
@@ -20,14 +20,19 @@ from app.specs.training import RenderSpec
 from workers.distill.checkpoints import compute_device, load_model
 from workers.distill.generate import Generation, GenerationStopped, generate
 from workers.distill.rendering import Renderer
+from workers.distill.served.answers import AnswersStopped, Asking, LimitField, ask_for_answers
 from workers.distill.tokenizers import load_tokenizer
 from workers.job.task import BodyContext, Inputs, Task, UserError
-from workers.tasks.sets import NoParts, checkpoint_folder
+from workers.tasks.served import ServerInputs, server_of
+from workers.tasks.sets import NoParts
 
 
 class GenerateInputs(Inputs):
     job: GenerateJob
     checkpoint: str
+    server: ServerInputs | None = None
+    """Whom to ask, where it is behind a server."""
+    limit_field: LimitField = "max_tokens"
     model: str
     """The name that the answers carry as their model."""
     prompts: str
@@ -40,17 +45,28 @@ class GenerateTask(NoParts):
     def load(self, session: Session, spec: Mapping[str, Any], settings: Settings) -> Inputs:
         job = GenerateJob.model_validate(spec)
         name = checkpoints.require_ready(session, job.checkpoint_id).name
-        folder, _ = checkpoint_folder(session, job.checkpoint_id, settings)
+        server, folder, card = server_of(session, job.checkpoint_id, settings)
+        if card.server is not None and not card.server.chat:
+            raise Conflict(f"“{name}” answers no chat requests: its server gives rows only.")
         upload = session.get(Upload, job.prompts_upload_id)
         if upload is None:
             raise NotFound("The upload of prompts was removed. Send the file again.")
         path = datasets.upload_path(settings, upload.key).absolute()
-        return GenerateInputs(job=job, checkpoint=folder, model=name, prompts=str(path))
+        return GenerateInputs(
+            job=job,
+            checkpoint=folder,
+            server=server,
+            limit_field=card.server.limit_field if card.server else "max_tokens",
+            model=name,
+            prompts=str(path),
+        )
 
     def run(self, inputs: GenerateInputs, context: BodyContext) -> dict[str, Any]:
         context.callbacks.phase("load")
-        folder, job = Path(inputs.checkpoint), inputs.job
         requests = [_request(n, line) for n, line in enumerate(_lines(inputs.prompts), start=1)]
+        if inputs.server is not None:
+            return self._ask(inputs, inputs.server, requests, context)
+        folder, job = Path(inputs.checkpoint), inputs.job
         tokenizer = load_tokenizer(folder)
         renderer = Renderer(tokenizer, RenderSpec())
         prompts = [renderer.render_prompt(_messages(r), r.get("tools", ())) for r in requests]
@@ -73,11 +89,33 @@ class GenerateTask(NoParts):
                 raise
             found = f"Stopped: {len(answers)} of {len(prompts)} prompts are answered."
             context.callbacks.log(found, "warning")
-        out = context.workdir / "answers.jsonl"
-        with out.open("wb") as file:
-            for index in sorted(answers):
-                file.write(_line(requests[index], answers[index], inputs.model))
-        return {"file": str(out.absolute()), "answers": len(answers)}
+        lines = {i: _response(answer, inputs.model) for i, answer in answers.items()}
+        return {**_written(requests, lines, context), "answers": len(answers)}
+
+    @staticmethod
+    def _ask(
+        inputs: GenerateInputs,
+        server: ServerInputs,
+        requests: list[dict[str, Any]],
+        context: BodyContext,
+    ) -> dict[str, Any]:
+        """Ask a server; a request without an answer keeps its error in the answer's place."""
+        job, calls = inputs.job, context.callbacks
+        asking = Asking(job.max_new_tokens, job.temperature, job.seed, inputs.limit_field)
+        calls.phase("ask the server")
+        with server.endpoint(calls.should_stop) as endpoint:
+            try:
+                found = ask_for_answers(endpoint, requests, asking, calls)
+            except AnswersStopped as stopped:
+                found = stopped.answered
+                if not found.answers:
+                    raise
+        first, *rest = found.sentences(len(requests))
+        calls.log(first, "info" if found.answers == len(requests) else "warning")
+        for sentence in rest:
+            calls.log(sentence, "warning")
+        counts = {"answers": found.answers, "refused": found.refused, "failed": dict(found.failed)}
+        return {**_written(requests, found.responses, context), **counts}
 
     def apply(
         self, session: Session, held: Claim, result: dict[str, Any], settings: Settings
@@ -86,11 +124,22 @@ class GenerateTask(NoParts):
         generations.fill(session, upload_id, Path(result["file"]), settings)
 
 
-def _line(request: dict[str, Any], answer: Generation, model: str) -> bytes:
+def _response(answer: Generation, model: str) -> dict[str, Any]:
     message = {"role": "assistant", "content": answer.text}
     choice = {"index": 0, "message": message, "finish_reason": answer.finish_reason}
-    response = {"model": model, "choices": [choice]}
-    return orjson.dumps({"request": request, "response": response}) + b"\n"
+    return {"model": model, "choices": [choice]}
+
+
+def _written(
+    requests: list[dict[str, Any]], responses: Mapping[int, dict[str, Any]], context: BodyContext
+) -> dict[str, Any]:
+    """Write the log of the answers, in the requests' order, and return where."""
+    out = context.workdir / "answers.jsonl"
+    with out.open("wb") as file:
+        for index in sorted(responses):
+            line = {"request": requests[index], "response": responses[index]}
+            file.write(orjson.dumps(line) + b"\n")
+    return {"file": str(out.absolute())}
 
 
 def _lines(path: str) -> list[bytes]:

@@ -1,6 +1,7 @@
 """Fill the teacher cache for a dataset version; each shard is kept as soon as it is complete."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,19 @@ from app.settings import Settings
 from app.specs.jobs import JobKind, PrecomputeJob
 from app.specs.teacher import CacheReport, CacheSpace
 from app.teacher_cache import service
+from workers.distill.callbacks import Callbacks
 from workers.distill.capture import capture, check_faithfulness
 from workers.distill.checkpoints import compute_device, load_model
 from workers.distill.errors import UnfaithfulCacheError
 from workers.distill.rendering import Renderer
-from workers.distill.teachers import LocalTeacher
+from workers.distill.served.scoring import ServedTeacher
+from workers.distill.teachers import LocalTeacher, Teacher
 from workers.distill.tokenizers import load_tokenizer
+from workers.distill.values import RenderedConversation
 from workers.job.task import BodyContext, Inputs, Task
 from workers.tasks.caching import DAMAGED, Shards, give_up, sound
-from workers.tasks.sets import checkpoint_folder, read_conversations, version_path
+from workers.tasks.served import ServerInputs, require_rows, server_of
+from workers.tasks.sets import read_conversations, tokenizer_folder, version_path
 
 UNFAITHFUL = "unfaithful_cache"
 DROPPED = "What the cache held of this teacher is dropped: try again, and it is captured anew."
@@ -31,6 +36,26 @@ class PrecomputeInputs(Inputs):
     conversations: str
     space: CacheSpace
     shards: Shards
+    server: ServerInputs | None = None
+    """Whom to ask, where the teacher is behind a server."""
+    top: int = 0
+    """Most log-probabilities a token that the server gives."""
+
+
+@contextmanager
+def _teacher(inputs: PrecomputeInputs, calls: Callbacks) -> Iterator[Teacher]:
+    """Give the teacher: its weights in this process, or the server that has them."""
+    entries = inputs.space.vocabulary
+    if inputs.server is None:
+        model = load_model(Path(inputs.teacher)).to(compute_device())
+        yield LocalTeacher(model, entries)
+        return
+    with inputs.server.endpoint(calls.should_stop) as endpoint:
+        calls.log(
+            f"Rows are asked of {inputs.server.base_url}: the top {inputs.job.profile.k_max} at "
+            "T = 1, the rest one bucket."
+        )
+        yield ServedTeacher(endpoint, entries, inputs.top)
 
 
 class PrecomputeTask:
@@ -39,7 +64,9 @@ class PrecomputeTask:
 
     def load(self, session: Session, spec: Mapping[str, Any], settings: Settings) -> Inputs:
         job = PrecomputeJob.model_validate(spec)
-        folder, card = checkpoint_folder(session, job.teacher_id, settings)
+        folder, card = tokenizer_folder(session, job.teacher_id, settings)
+        server, _, _ = server_of(session, job.teacher_id, settings)
+        require_rows("The teacher's server", card)
         space = service.space_of(card, job.profile)
         service.open_space(session, space, teacher_id=job.teacher_id)
         return PrecomputeInputs(
@@ -51,6 +78,8 @@ class PrecomputeTask:
                 str(path): entries
                 for path, entries in service.shards(session, space.address, settings).items()
             },
+            server=server,
+            top=(card.server.top or 0) if card.server else 0,
         )
 
     def run(self, inputs: PrecomputeInputs, context: BodyContext) -> dict[str, Any]:
@@ -65,12 +94,21 @@ class PrecomputeTask:
             calls.log(f"{count} conversations left out: {reason}", "warning")
         if rendered.in_parts:
             calls.log(f"{rendered.in_parts} conversations in parts: the template rewrites turns")
-        teacher = LocalTeacher(
-            load_model(Path(inputs.teacher)).to(compute_device()), inputs.space.vocabulary
-        )
+        with _teacher(inputs, calls) as teacher:
+            return self._capture(inputs, context, rendered.rendered, teacher, shards)
+
+    @staticmethod
+    def _capture(
+        inputs: PrecomputeInputs,
+        context: BodyContext,
+        rendered: Sequence[RenderedConversation],
+        teacher: Teacher,
+        shards: Mapping[Path, tuple[str, ...]],
+    ) -> dict[str, Any]:
+        calls = context.callbacks
         calls.phase("capture")
         report, made = capture(
-            rendered.rendered,
+            rendered,
             teacher,
             inputs.space,
             folder=context.workdir,
@@ -81,7 +119,7 @@ class PrecomputeTask:
         files = [*shards, *(shard.path for shard in made)]
         if inputs.job.check_faithfulness and not calls.should_stop():
             calls.phase("check against the live teacher")
-            found = check_faithfulness(rendered.rendered, teacher, inputs.job.profile, files)
+            found = check_faithfulness(rendered, teacher, inputs.job.profile, files)
             calls.log(found.sentence, "info" if found.passed else "error")
             if not found.passed:
                 calls.publish({"kind": UNFAITHFUL, "space": inputs.space.address})

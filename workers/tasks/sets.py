@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from app.checkpoints import service as checkpoints
 from app.datasets.models import DatasetVersion
 from app.datasets.service import conversations_path
-from app.errors import NotFound
+from app.errors import Conflict, NotFound
 from app.jobs.lease import Claim
 from app.settings import Settings
 from app.specs.checkpoint import CheckpointCard
@@ -39,10 +39,32 @@ def version_path(session: Session, version_id: int, settings: Settings) -> str:
 def checkpoint_folder(
     session: Session, checkpoint_id: int, settings: Settings
 ) -> tuple[str, CheckpointCard]:
-    """Return a ready checkpoint's folder and card."""
+    """Return the folder of a ready checkpoint's weights, and its card.
+
+    Raises Conflict for one behind a server: it has no weights here.
+    """
+    folder, card = tokenizer_folder(session, checkpoint_id, settings)
+    if card.server is not None:
+        raise Conflict(
+            f"{card.server.model} is behind a server, and this needs its weights: register them "
+            "from a folder or a hub."
+        )
+    return folder, card
+
+
+def tokenizer_folder(
+    session: Session, checkpoint_id: int, settings: Settings
+) -> tuple[str, CheckpointCard]:
+    """Return the folder of a ready checkpoint's tokenizer, also of one behind a server; its card.
+
+    Raises Conflict where no tokenizer is known.
+    """
     row = checkpoints.require_ready(session, checkpoint_id)
     folder = LocalBlobs(settings.blobs).path(str(row.blob)).absolute()
-    return str(folder), CheckpointCard.model_validate(row.card)
+    card = CheckpointCard.model_validate(row.card)
+    if card.tokenizer_fingerprint is None:
+        raise Conflict(f"“{row.name}” was registered without a tokenizer: its ids are unknown.")
+    return str(folder), card
 
 
 def read_conversations(path: str, splits: Iterable[str]) -> list[Conversation]:

@@ -27,8 +27,8 @@ def pair_of(teacher: tuple[str, CheckpointCard], student: tuple[str, CheckpointC
     return Pair(
         teacher=left,
         student=right,
-        teacher_rows=left_card.vocabulary,
-        student_rows=right_card.vocabulary,
+        teacher_rows=left_card.vocabulary or left_card.tokenizer_entries or 0,
+        student_rows=right_card.vocabulary or 0,
     )
 
 

@@ -25,7 +25,12 @@ from workers.distill.trainer import TrainResult, train
 from workers.job.ranks import sharing
 from workers.job.task import BodyContext, Inputs, Task
 from workers.tasks.caching import give_up, giving_up_damaged
-from workers.tasks.sets import checkpoint_folder, read_conversations, version_path
+from workers.tasks.sets import (
+    checkpoint_folder,
+    read_conversations,
+    tokenizer_folder,
+    version_path,
+)
 from workers.tasks.teaching import Pair, pair_of, require_same_ids
 from workers.tasks.validating import require_context, validation_of
 
@@ -58,7 +63,8 @@ class TrainTask:
         pair: Pair | None = None
         objective = job.run.training.objective
         if objective.needs_teacher and job.run.teacher_id is not None:
-            teacher = checkpoint_folder(session, job.run.teacher_id, settings)
+            reads = tokenizer_folder if objective.reads_cache else checkpoint_folder
+            teacher = reads(session, job.run.teacher_id, settings)
             pair = pair_of(teacher, (student, student_card))
             if objective.reads_cache:
                 space = cache.space_of(teacher[1], job.run.capture).address

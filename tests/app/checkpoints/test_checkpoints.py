@@ -127,7 +127,7 @@ def test_a_hub_token_is_in_no_row_and_gone_after_the_job(
 ) -> None:
     given: list[Any] = []
 
-    def fetch(_repo: str, _revision: str, token: str | None, *_rest: object) -> None:
+    def fetch(_repo: str, _revision: str, token: str | None, *_rest: object, **_more: bool) -> None:
         given.append(token)
         raise HubUnavailableError("offline")
 
@@ -152,7 +152,9 @@ def test_the_commit_of_a_download_is_kept(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def fetch(_repo: str, _revision: str, _token: None, target: Path, *_rest: object) -> str:
+    def fetch(
+        _repo: str, _revision: str, _token: None, target: Path, *_rest: object, **_more: bool
+    ) -> str:
         save_checkpoint(tiny.llama(layers=2), tiny.tokenizer(), target)
         return "c0ffee"
 

@@ -14,6 +14,7 @@ from app.errors import InvalidInput
 from app.jobs import lease
 from app.jobs.models import Job
 from app.projects.models import Project
+from app.settings import Settings
 from app.specs.checkpoint import FolderSource
 from app.specs.checkpoint_folder import source_problem
 from app.specs.jobs import Queue
@@ -54,17 +55,17 @@ def test_what_a_path_lacks_is_named(tmp_path: Path) -> None:
         assert source_problem(path) is None
 
 
-def test_only_a_disk_that_the_workers_share_is_judged(session: Session) -> None:
+def test_only_a_disk_that_the_workers_share_is_judged(session: Session, settings: Settings) -> None:
     gone = FolderSource(path="/nowhere/taecher")
-    service.check_source(session, gone)  # no worker is heard: perhaps it is on another machine
+    service.check_source(session, gone, settings)  # no worker is heard: perhaps elsewhere
     hear(session, HERE, Queue.GPU)
-    service.check_source(session, gone)
+    service.check_source(session, gone, settings)
     hear(session, HERE)
     with pytest.raises(InvalidInput, match="/nowhere/taecher is not a folder") as caught:
-        service.check_source(session, gone)
+        service.check_source(session, gone, settings)
     assert set(caught.value.fields) == {"path"}
     hear(session, "elsewhere")
-    service.check_source(session, gone)
+    service.check_source(session, gone, settings)
 
 
 def test_forms_and_api_refuse_a_mistyped_path_and_make_nothing(

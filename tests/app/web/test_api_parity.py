@@ -36,6 +36,7 @@ TABLE: dict[str, Why | tuple[str, ...]] = {
     "checkpoints.estimate": (f"POST {P}/checkpoints/students/estimate",),
     "checkpoints.events": ("GET /jobs/{job_id}/events",),
     "checkpoints.index": (f"GET {P}/checkpoints",),
+    "checkpoints.key": (f"PUT {P}/checkpoints/{{checkpoint_id}}/key",),
     "checkpoints.new": FORM,
     "checkpoints.prune": (f"POST {P}/checkpoints/students",),
     "checkpoints.register": (f"POST {P}/checkpoints",),

@@ -1,0 +1,1 @@
+"""Checkpoints behind an OpenAI-compatible server: asked over HTTP, never loaded."""
