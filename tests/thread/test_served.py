@@ -313,7 +313,8 @@ def test_a_cancelled_capture_stops_within_seconds(
             request_cancel(session, job.id, "keep")
         began = time.monotonic()
         until(lambda: JobState(state_of(factory, job.id)).terminal)
-    assert time.monotonic() - began < allowing.heartbeat_seconds + 8
+        took = time.monotonic() - began
+    assert took < allowing.heartbeat_seconds + 3, "the next heartbeat tells, then it goes at once"
     assert state_of(factory, job.id) == JobState.CANCELLED
 
 
