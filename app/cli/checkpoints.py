@@ -96,14 +96,15 @@ def add(  # noqa: PLR0913, PLR0917 - what belongs to each kind of source
 ) -> None:
     """Register a checkpoint: a job copies (or downloads) and reads it, or asks its server."""
     served, url = Served(model, tokenizer, at_once), source.startswith(("http://", "https://"))
-    if not url and served.given:
-        raise WrongUse(f"--model, --tokenizer and --at-once belong to a server; {source} is none.")
     body: dict[str, Any] = {"name": name, "token": token}
-    body["source"] = served.source(source) if url else source_of(source)
-    if url and api_key:
-        body["api_key"] = api_key
     with connected(home) as api:
         slug = lookup.project_slug(api, project)
+        if served.given and not url:
+            words = "--model, --tokenizer and --at-once belong to a server"
+            raise WrongUse(f"{words}; {source} is none.")
+        body["source"] = served.source(source) if url else source_of(source)
+        if url and api_key:
+            body["api_key"] = api_key
         finish(api, slug, api.post(f"/projects/{slug}/checkpoints", body), wait, as_json=as_json)
 
 
@@ -190,9 +191,9 @@ def key(
     as_json: Json = False,
 ) -> None:
     """Replace the API key that later jobs send to a checkpoint's server."""
-    if forget == bool(api_key):
-        raise WrongUse("Give the key in STILLHOUSE_SERVER_KEY (or --api-key), or say --forget.")
     with connected(home) as api:
+        if not forget and not api_key:
+            raise WrongUse("Give the key in STILLHOUSE_SERVER_KEY or --api-key, or say --forget.")
         slug = lookup.project_slug(api, project)
         found = lookup.checkpoint(api, slug, name)
         body = {"api_key": None if forget else api_key}
