@@ -187,8 +187,8 @@ def _look_at_teacher(session: Session, found: Findings, subject: Subject, spec: 
         found.block(f"{pair} {verdict.sentence}", SEQUENCE_LEVEL, at="student_id")
     if not objective.reads_cache:
         found.warnings.append(
-            f"The live teacher ({size(teacher.bytes or 0)}) is held beside the student and scores every "
-            "batch anew: a step takes longer, and nothing is cached for the next run."
+            f"The live teacher ({size(teacher.bytes or 0)}) is held beside the student and scores "
+            "every batch anew: a step takes longer, and nothing is cached for the next run."
         )
         return
     if teacher.server is None:

@@ -51,7 +51,7 @@ def disk_of(
     }
     if cover is not None and teacher is not None:
         own = cache.size(session, space_of(teacher, spec.capture).address).bytes_per_row
-        each = own or expected_bytes(spec.capture, teacher.tokenizer_entries)
+        each = own or expected_bytes(spec.capture, teacher.tokenizer_entries or 0)
         used["cache"] = round(cover.missing_tokens * each)
     return used
 

@@ -259,7 +259,7 @@ def test_another_temperature_or_k_is_refused_with_its_mend(
         "at most 20 log-probabilities a token, and a row may keep 32"
         in reasons["k_max"]["sentence"]
     )
-    assert reasons["k_max"]["mends"][0]["values"] == {"k_max": "20"}
+    assert reasons["k_max"]["mends"][0]["values"] == {"k_max": "20", "k_min": "4"}
     within = run_body(ids, capture={"k_max": 20, "temperatures": [1.0]})
     assert api_client.post(f"{API}/runs/estimate", json=within).json()["reasons"] == []
     query = {"name": "kd", "role": "distilled", "teacher_id": ids["teacher"], "k_max": "32"}
@@ -271,6 +271,29 @@ def test_another_temperature_or_k_is_refused_with_its_mend(
         params=query | {"set": '{"temperatures": "1", "temperature": "1", "k_max": "20"}'},
     ).text
     assert 'id="blocked"' not in mended
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "label"),
+    [
+        ({"capture": {"name": "sampled", "temperatures": [1.0]}}, "profile", "Use standard"),
+        ({"capture": {"name": "dense", "temperatures": [1.0]}}, "profile", "Use standard"),
+        ({"capture": {"name": "audit", "temperatures": [1.0]}}, "profile", "Use standard"),
+        ({"training": {"objective": {"teacher": "live"}}}, "teacher_from", "Use stored rows"),
+        ({"training": {"render": {"max_tokens": 2048}}}, "max_tokens", "Use 2,047"),
+    ],
+)
+def test_what_a_server_cannot_serve_is_refused_with_its_mend(
+    api_client: TestClient,
+    set_up: Callable[..., dict[str, int]],
+    changes: dict[str, Any],
+    field: str,
+    label: str,
+) -> None:
+    ids = set_up(card())
+    body = run_body(ids, **{"capture": {"k_max": 20, "temperatures": [1.0]}, **changes})
+    [reason] = api_client.post(f"{API}/runs/estimate", json=body).json()["reasons"]
+    assert (reason["field"], [mend["label"] for mend in reason["mends"]]) == (field, [label])
 
 
 def test_a_text_only_teacher_is_refused_with_sequence_level_as_mend(
