@@ -184,11 +184,12 @@ def _asked(session: Session) -> Mapping[str, tuple[int, int, datetime | None]]:
     rows = session.execute(
         select(
             address,
-            func.sum(_REPORT["rows"].as_integer()),
+            # The parts of a shared capture score what the job after them was asked for.
+            func.sum(_REPORT["rows"].as_integer()).filter(Job.spec["part"].as_string().is_(None)),
             func.sum(_REPORT["new_rows"].as_integer()),
             func.max(Job.ended_at),
         )
         .where(Job.kind == JobKind.PRECOMPUTE, Job.state == JobState.SUCCEEDED)
         .group_by(address)
     )
-    return {name: (int(asked), int(new), at) for name, asked, new, at in rows}
+    return {name: (int(asked or 0), int(new), at) for name, asked, new, at in rows}

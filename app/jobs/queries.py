@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from app.jobs.models import Job, JobAttempt, JobDependency, Worker
 from app.jobs.service import NOW
 from app.metrics.formatting import size
-from app.specs.jobs import ACTIVE_STATES, TERMINAL_STATES, JobState
+from app.specs.jobs import ACTIVE_STATES, QUEUE_OF, TERMINAL_STATES, JobKind, JobState
 
 SEEN_SECONDS = 30
 """A worker that was not heard for so long is taken for gone."""
@@ -295,3 +295,9 @@ def workers(session: Session) -> list[WorkerLine]:
         for w, title, age in rows
     ]
     return sorted(lines, key=lambda line: not line.alive)
+
+
+def lanes(session: Session, kind: JobKind) -> int:
+    """Return how many jobs of a kind work at once: one a worker that lives, and at least one."""
+    heard = [worker for worker in workers(session) if worker.queue == QUEUE_OF[kind]]
+    return max(1, sum(worker.alive for worker in heard))

@@ -16,7 +16,7 @@ from app.runs.schemas import CacheOut
 from app.runs.subject import Subject, capture_of
 from app.settings import Settings
 from app.specs.fingerprint import fingerprint
-from app.specs.jobs import TERMINAL_STATES, JobKind, JobState, Queue, TrainJob
+from app.specs.jobs import TERMINAL_STATES, JobKind, JobState, TrainJob
 from app.specs.teacher import CaptureProfile
 from app.specs.training import RunSpec
 from app.teacher_cache import queries as cache
@@ -104,7 +104,7 @@ def others(
         )
         filled.add(key)
         count += 1
-    at_once = nlargest(_lanes(session), passing)
+    at_once = nlargest(jobs.lanes(session, JobKind.TRAIN), passing)
     return Others(count, kept + sum(at_once) - used["snapshots"])
 
 
@@ -138,11 +138,6 @@ def _captures(session: Session) -> dict[str, float]:
         for key, progress in rows
         if progress and progress["unit"] == "tokens" and progress["total"]
     }
-
-
-def _lanes(session: Session) -> int:
-    heard = [worker for worker in jobs.workers(session) if worker.queue == Queue.GPU]
-    return max(1, sum(worker.alive for worker in heard))
 
 
 def _subject(session: Session, spec: RunSpec) -> Subject | None:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from sqlalchemy.orm import Session
 
 from app.checkpoints.models import Checkpoint
+from app.jobs import queries as jobs
 from app.runs.advice import Findings, look_at_disk
 from app.runs.coverage import cover_of
 from app.runs.disk import disk_of, others
@@ -13,6 +14,7 @@ from app.runs.subject import Subject, epochs
 from app.runs.times import in_all, part
 from app.runs.tokens import tokens_a_conversation
 from app.settings import Settings
+from app.specs.jobs import JobKind
 from app.specs.training import RunSpec, Schedule
 
 
@@ -32,6 +34,15 @@ def _at_most(training: PartOut, schedule: Schedule) -> PartOut:
         return training
     words = f"At most: {schedule.patience} validations without improvement end it earlier."
     return training.model_copy(update={"basis": f"{words} {training.basis}"})
+
+
+def _filling(session: Session, subject: Subject, missing: int) -> PartOut:
+    """Return how long the missing rows take, which all workers that live share."""
+    shared = jobs.lanes(session, JobKind.PRECOMPUTE)
+    found = part(session, "precompute", missing / shared, subject.teacher, "tokens")
+    if shared == 1 or not missing or found.seconds is None:
+        return found
+    return found.model_copy(update={"basis": f"Shared by {shared} workers. {found.basis}"})
 
 
 def _training(session: Session, subject: Subject, spec: RunSpec, tokens: int) -> PartOut:
@@ -85,8 +96,7 @@ def estimate(
     cover = cover_of(session, subject, spec, settings)
     parts = [_at_most(_training(session, subject, spec, tokens), schedule)]
     if cover is not None:
-        missing = cover.missing_tokens
-        parts.insert(0, part(session, "precompute", missing, subject.teacher, "tokens"))
+        parts.insert(0, _filling(session, subject, cover.missing_tokens))
     count = subject.split(spec.evaluation.split)
     count = min(count, spec.evaluation.max_conversations or count)
     parts.append(part(session, "evaluate", count, subject.student, "conversations"))

@@ -24,7 +24,10 @@ _TERMINAL = sorted(TERMINAL_STATES)
 
 @dataclass(frozen=True, slots=True)
 class RunPhase:
-    """The jobs of one role, oldest first; the newest counts, the others were tried before it."""
+    """The jobs of one role, oldest first; the newest counts.
+
+    The others were tried before it, or filled shares of the cache that it completes.
+    """
 
     role: Phase
     jobs: tuple[Job, ...]
@@ -58,9 +61,11 @@ class RunView:
     @property
     def failure(self) -> Job | None:
         """The job that failed first, not those that only waited for it."""
-        failed = [p.job for p in self.phases if p.job.state == JobState.FAILED]
-        if self.state != JobState.FAILED or not failed:
+        phases = [p for p in self.phases if p.job.state == JobState.FAILED]
+        if self.state != JobState.FAILED or not phases:
             return None
+        # A part of a shared capture is an older job of the phase that failed with it.
+        failed = [j for p in phases for j in reversed(p.jobs) if j.state == JobState.FAILED]
         return next((job for job in failed if job.error != "upstream_failed"), failed[0])
 
     @property

@@ -21,14 +21,15 @@ from app.projects.models import Project
 from app.runs import estimates, queries
 from app.runs.advice import look
 from app.runs.coverage import rows_were_lost
+from app.runs.filling import ask_for_cache, cancel_parts
 from app.runs.models import Run, RunJob
 from app.runs.queries import RunView
 from app.runs.schemas import EstimateOut, RunRequest
-from app.runs.subject import Subject, capture_of
+from app.runs.subject import Subject
 from app.settings import Settings
 from app.specs.checkpoint import CheckpointCard
 from app.specs.fingerprint import fingerprint
-from app.specs.jobs import CancelMode, JobKind, JobState, PrecomputeJob, TrainJob
+from app.specs.jobs import CancelMode, JobKind, JobState, TrainJob
 from app.specs.training import RunSpec
 
 
@@ -76,7 +77,7 @@ def start(
     session.flush()
     needed: list[int] = []
     if spec.training.objective.reads_cache:
-        needed.append(_ask_for_cache(session, run, spec, owner).id)
+        needed.append(ask_for_cache(session, run, spec, owner).id)
     training = enqueue(
         session,
         JobRequest(
@@ -102,42 +103,6 @@ def started_before(session: Session, project: Project, key: str) -> Run | None:
         .join(RunJob, RunJob.run_id == Run.id)
         .join(Job, Job.id == RunJob.job_id)
         .where(Job.project_id == project.id, Job.idempotency_key == key)
-    )
-
-
-def _ask_for_cache(session: Session, run: Run, spec: RunSpec, owner: str) -> Job:
-    """Return the job that fills the cache: the one that is on its way already, if there is one."""
-    precompute = capture_of(spec)
-    job = _on_its_way(session, run.project_id, precompute)
-    if job is None:
-        job = enqueue(
-            session,
-            JobRequest(
-                kind=JobKind.PRECOMPUTE,
-                spec=precompute,
-                # A stream of its own: every run that waits for it follows it beside its own.
-                stream=f"cache:{run.id}",
-                title=f"Fill the teacher cache for #{run.number} {run.name}",
-                project_id=run.project_id,
-                owner=owner,
-            ),
-        )
-    link(session, run, job, "precompute")
-    return job
-
-
-def _on_its_way(session: Session, project_id: int, wanted: PrecomputeJob) -> Job | None:
-    return session.scalar(
-        select(Job)
-        .where(
-            Job.project_id == project_id,
-            Job.kind == JobKind.PRECOMPUTE,
-            Job.spec_hash == fingerprint(wanted),
-            Job.state.in_((JobState.QUEUED, JobState.STARTING, JobState.RUNNING)),
-        )
-        .order_by(Job.id)
-        .limit(1)
-        .with_for_update()
     )
 
 
@@ -282,6 +247,8 @@ def cancel(session: Session, view: RunView, mode: CancelMode) -> None:
         if phase.role == "precompute" and shared:
             continue
         request_cancel(session, job.id, mode)
+        if phase.role == "precompute":
+            cancel_parts(session, job.id, mode)
     session.flush()
 
 
@@ -301,7 +268,7 @@ def retry(session: Session, view: RunView, *, owner: str) -> list[Job]:
         if phase.role == "precompute" and not kept and state == JobState.SUCCEEDED:
             if rows_were_lost(session, view.run):
                 spec = RunSpec.model_validate(view.run.spec)
-                made.append(_ask_for_cache(session, view.run, spec, owner))
+                made.append(ask_for_cache(session, view.run, spec, owner))
                 before = [made[-1].id]
             continue
         if state == JobState.SUCCEEDED or kept:

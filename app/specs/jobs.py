@@ -116,7 +116,11 @@ class GenerateJob(Spec):
 
 
 class PrecomputeJob(Spec):
-    """Fill the teacher cache for a dataset version's train and validation conversations."""
+    """Fill the teacher cache for a dataset version's train and validation conversations.
+
+    `part` of `parts`, counted from 0: every so many-th shard of the plan alone, unchecked, for the
+    job without a part that comes after and completes the cache.
+    """
 
     teacher_id: int
     dataset_version_id: int
@@ -124,6 +128,8 @@ class PrecomputeJob(Spec):
     profile: CaptureProfile = CaptureProfile()
     shard_rows: int = Field(default=16_384, ge=1)
     check_faithfulness: bool = True
+    part: int | None = Field(default=None, ge=0)
+    parts: int = Field(default=1, ge=1)
 
 
 class TrainJob(Spec):

@@ -161,7 +161,10 @@ def drop_shard(session: Session, address: str, sha256: str) -> None:
 
 
 def captured(session: Session, address: str, job: PrecomputeJob, found: CacheReport) -> None:
-    """Keep what a capture measured (mass, entropy, faithfulness) and what it now covers."""
+    """Keep what a capture measured (mass, entropy, faithfulness) and what it now covers.
+
+    A part of a shared capture measured its share, and covers nothing by itself.
+    """
     row = session.get(CacheSpaceRow, address)
     if row is None:
         return
@@ -170,6 +173,8 @@ def captured(session: Session, address: str, job: PrecomputeJob, found: CacheRep
         # A job that found everything cached measured no mass: the figures of the last one stay.
         fresh = {**row.report, "faithfulness": fresh["faithfulness"]}
     row.report = fresh
+    if job.part is not None:
+        return
     covered = {
         "conversations": found.entries,
         "cached": found.entries - found.missing_entries,

@@ -93,7 +93,7 @@ class _Totals:
         return self._entropy / self.rows if self.rows else 0.0
 
 
-def capture(
+def capture(  # noqa: PLR0913 - a core's entry: what, by whom, where to, which part
     rendered: Sequence[RenderedConversation],
     teacher: Teacher,
     space: CacheSpace,
@@ -102,6 +102,7 @@ def capture(
     callbacks: Callbacks,
     cached: Collection[str] = (),
     shard_rows: int = 16_384,
+    share: tuple[int, int] = (0, 1),
     clock: Callable[[], float] = time.perf_counter,
 ) -> tuple[CacheReport, tuple[ShardFile, ...]]:
     """Capture what is missing of a set and publish each shard the moment it is complete.
@@ -110,11 +111,14 @@ def capture(
     loses at most the shard in hand, and an undisturbed one writes the same bytes. Every finished
     shard goes to `callbacks.publish` as {kind, space, shard, file, bytes, rows, entries: [{entry,
     index, offset, size, rows}]}. Stops between batches when asked to, with what is complete.
-    The report counts the whole set under entries and rows, this call's work under new_*.
+    share: (n, of): only every of-th shard of the plan, from the n-th, so that several workers make
+    together the shards that one would have made.
+    The report counts the whole set (or share) under entries and rows, this call's work under new_*.
     """
-    by_entry = {r.entry: r for r in rendered}
     held = frozenset(cached)
-    planned = plan_capture(by_entry.values(), shard_rows=shard_rows)
+    planned = plan_capture(rendered, shard_rows=shard_rows)[share[0] :: share[1]]
+    own = {entry for shard in planned for entry in shard.entries}
+    by_entry = {r.entry: r for r in rendered if r.entry in own}
     missing_rows = sum(len(r.input_ids) - 1 for e, r in by_entry.items() if e not in held)
     totals = _Totals(space.profile.temperatures)
     files: list[ShardFile] = []

@@ -83,13 +83,15 @@ class PrecomputeTask:
         )
 
     def run(self, inputs: PrecomputeInputs, context: BodyContext) -> dict[str, Any]:
-        calls = context.callbacks
+        calls, job = context.callbacks, inputs.job
         calls.phase("check the shards")
-        shards = sound(inputs.shards, inputs.space.address, calls)
+        shards = {Path(name): entries for name, entries in inputs.shards.items()}
+        if job.part is None:
+            shards = sound(inputs.shards, inputs.space.address, calls)
         calls.phase("load")
         tokenizer = load_tokenizer(Path(inputs.teacher))
         conversations = read_conversations(inputs.conversations, ("train", "validation"))
-        rendered = Renderer(tokenizer, inputs.job.render).render_all(conversations)
+        rendered = Renderer(tokenizer, job.render).render_all(conversations)
         for reason, count in rendered.skipped.items():
             calls.log(f"{count} conversations left out: {reason}", "warning")
         if rendered.in_parts:
@@ -114,12 +116,13 @@ class PrecomputeTask:
             folder=context.workdir,
             callbacks=calls,
             cached=[entry for entries in shards.values() for entry in entries],
-            shard_rows=inputs.job.shard_rows,
+            shard_rows=job.shard_rows,
+            share=(job.part or 0, job.parts),
         )
         files = [*shards, *(shard.path for shard in made)]
-        if inputs.job.check_faithfulness and not calls.should_stop():
+        if job.part is None and job.check_faithfulness and not calls.should_stop():
             calls.phase("check against the live teacher")
-            found = check_faithfulness(rendered, teacher, inputs.job.profile, files)
+            found = check_faithfulness(rendered, teacher, job.profile, files)
             calls.log(found.sentence, "info" if found.passed else "error")
             if not found.passed:
                 calls.publish({"kind": UNFAITHFUL, "space": inputs.space.address})

@@ -188,3 +188,29 @@ def test_cut_conversations_share_rows_by_entry() -> None:
     first = talk(1, 8)
     twin = replace(first, conversation_id="other")
     assert len(plan_capture([first, twin], shard_rows=60)[0].entries) == 1
+
+
+@pytest.mark.parametrize("workers", [2, 3, 9])
+def test_shares_make_together_the_shards_that_one_worker_makes(
+    teacher: LocalTeacher, tmp_path: Path, workers: int
+) -> None:
+    whole, alone = capture(
+        TALKS, teacher, SPACE, folder=tmp_path / "one", callbacks=Silent(), shard_rows=60
+    )
+    made, rows, entries = [], 0, 0
+    for n in range(workers):
+        seen = Recorder()
+        report, files = capture(
+            TALKS,
+            teacher,
+            SPACE,
+            folder=tmp_path / "many",
+            callbacks=seen,
+            shard_rows=60,
+            share=(n, workers),
+        )
+        made += [f.sha256 for f in files]
+        rows, entries = rows + report.new_rows, entries + report.entries
+        assert (report.missing_rows, report.entries) == (0, report.new_entries)
+    assert sorted(made) == sorted(f.sha256 for f in alone)
+    assert (rows, entries) == (whole.new_rows, whole.entries)
