@@ -107,7 +107,7 @@ class PrecomputeTask:
         teacher: Teacher,
         shards: Mapping[Path, tuple[str, ...]],
     ) -> dict[str, Any]:
-        calls = context.callbacks
+        calls, job = context.callbacks, inputs.job
         calls.phase("capture")
         report, made = capture(
             rendered,
