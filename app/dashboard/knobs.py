@@ -207,7 +207,7 @@ KNOBS: tuple[Knob, ...] = (
         _training("schedule", "select_by"),
         SCHEDULE,
         "Best by",
-        "What says on validation data which weights are kept. Matches cost time: answers are made.",
+        "Which weights are kept, by validation. Exact match and field F1 take answers: slower.",
         "select",
         SELECTED_BY,
     ),

@@ -3,6 +3,7 @@
 `python -m tests.support.probe_tasks train` is its child process.
 """
 
+import errno
 import json
 import os
 import signal
@@ -18,8 +19,18 @@ from app.jobs.lease import Claim
 from app.settings import Settings
 from app.specs.jobs import JobKind
 from workers.distill.callbacks import Stopped
+from workers.distill.errors import ContextLengthError, DiskFullError, OutOfMemoryError
 from workers.job.child import run_child
 from workers.job.task import BodyContext, Inputs, UserError
+
+FAILURES: dict[str, Exception] = {
+    "disk_full": OSError(errno.ENOSPC, "No space left on device"),
+    "full_snapshot": DiskFullError("The disk of /there is full: free 9 MiB there, then Try again."),
+    "no_memory": OutOfMemoryError("Step 4: not even one conversation fits into memory."),
+    "no_cpu_memory": RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"),
+    "too_long": ContextLengthError("Conversation c1 has 300 tokens, and the student reads 256."),
+}
+"""What a body may end with after its steps, by mode."""
 
 
 class ProbeInputs(Inputs):
@@ -65,9 +76,7 @@ class ProbeTask:
                 raise Stopped("A part of it is no result.")
             if calls.should_stop():
                 return {"stopped_at": step, "gpu": os.environ.get("CUDA_VISIBLE_DEVICES")}  # noqa: TID251 - what the supervisor gave
-        if inputs.mode == "fail_late":
-            (context.workdir / "checkpoint").mkdir()
-            raise UserError("The disk is full.")
+        _fail_late(inputs.mode, context)
         return {"stopped_at": None, "started_from": start}
 
     def publish(
@@ -78,6 +87,14 @@ class ProbeTask:
         self, session: Session, held: Claim, result: dict[str, Any], settings: Settings
     ) -> None:
         self.applied.append(json.loads(json.dumps(result)))
+
+
+def _fail_late(mode: str, context: BodyContext) -> None:
+    if mode in FAILURES:
+        raise FAILURES[mode]
+    if mode == "fail_late":
+        (context.workdir / "checkpoint").mkdir()
+        raise UserError("The disk is full.")
 
 
 if __name__ == "__main__":

@@ -56,10 +56,10 @@ def run_child(task: Task) -> int:
         if callbacks.should_stop() and _has_base(error, "Stopped", "ImportStopped"):
             return EXIT_STOPPED  # no result: the supervisor ends or releases the job
         traceback.print_exc()
-        full = is_full(error)
+        full = is_full(error) and not _has_base(error, "DiskFullError")
         if not full and not _has_base(error, *NAMED):
             callbacks.log(traceback.format_exc(limit=-6), "error")
-        callbacks.send(_disk_full(error, context) if full else _as_event(error))
+        callbacks.send(_disk_full(context) if full else _as_event(error))
         return 1
     callbacks.send(ResultEvent(payload=result))
     with contextlib.suppress(OSError):
@@ -69,8 +69,8 @@ def run_child(task: Task) -> int:
 
 NAMED = ("DistillError", "IngestError")
 """Errors of the cores: a sentence for a person, no bug, so no trace."""
-MEMORY = {"OutOfMemoryError": "out_of_memory"}
-"""The core's own name for what every attempt calls the same."""
+CALLED = {"OutOfMemoryError": "out_of_memory", "DiskFullError": "disk_full"}
+"""What the cores name, and every attempt calls the same."""
 OUT_OF_MEMORY = (
     "The body ran out of memory. Turn gradient checkpointing on, take a smaller micro-batch, fewer "
     "tokens a conversation, a smaller student, or a machine with more memory."
@@ -82,17 +82,15 @@ def _as_event(error: Exception) -> ErrorEvent:
     text = str(error)
     if _has_base(error, *NAMED):
         name = type(error).__name__
-        return ErrorEvent(error=MEMORY.get(name, name), message=text)
+        return ErrorEvent(error=CALLED.get(name, name), message=text)
     if any(words in text.lower() for words in ("out of memory", "can't allocate memory")):
         return ErrorEvent(error="out_of_memory", message=OUT_OF_MEMORY)
     return ErrorEvent(error=type(error).__name__, message=f"{type(error).__name__}: {text}")
 
 
-def _disk_full(error: Exception, context: BodyContext) -> ErrorEvent:
-    """Say which disk is full: the core names it, else it is that of the body's own folder."""
-    message = str(error)
-    if not _has_base(error, "DiskFullError"):
-        message = full_sentence(context.workdir, bytes_below(context.workdir))
+def _disk_full(context: BodyContext) -> ErrorEvent:
+    """Say which disk is full where no core did: that of the body's own folder."""
+    message = full_sentence(context.workdir, bytes_below(context.workdir))
     return ErrorEvent(error="disk_full", message=message)
 
 

@@ -1,6 +1,7 @@
 """Real child processes under a supervisor: success, named failure, kill -9, cancel, drain."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -136,6 +137,32 @@ def test_a_named_failure_is_shown_and_not_retried(factory: Factory, settings: Se
     job = job_of(factory, job_id)
     assert (job.state, job.error, job.attempt) == (JobState.FAILED, "UserError", 1)
     assert job.error_message == "The learning rate is not a number."
+
+
+@pytest.mark.parametrize(
+    ("mode", "error", "words"),
+    [
+        ("disk_full", "disk_full", r"The disk of .*/\d+ is full: free [\d,]+ MiB there, then Try"),
+        ("full_snapshot", "disk_full", r"^The disk of /there is full: free 9 MiB there, then Try"),
+        ("no_memory", "out_of_memory", r"^Step 4: not even one conversation fits"),
+        ("no_cpu_memory", "out_of_memory", r"^The body ran out of memory. Turn gradient check"),
+        ("too_long", "ContextLengthError", r"^Conversation c1 has 300 tokens, and the student"),
+    ],
+)
+def test_what_ran_out_is_named_with_its_mend_and_what_was_done_is_kept(
+    factory: Factory, settings: Settings, mode: str, error: str, words: str
+) -> None:
+    job_id = enqueue(factory, steps=4, mode=mode)
+    supervisor(factory, settings, ProbeTask()).run_next()
+    job = job_of(factory, job_id)
+    assert (job.state, job.error, job.attempt) == (JobState.FAILED, error, 1)
+    assert re.search(words, job.error_message or "")
+    with transaction(factory) as session:
+        kept = session.scalars(text("select folder from job_snapshots order by step")).all()
+        oom = session.scalar(select(JobAttempt.oom))
+    assert [Path(folder).name for folder in kept] == ["step-2", "step-4"]
+    assert all(Path(folder).is_dir() for folder in kept)
+    assert oom == (error == "out_of_memory")
 
 
 def test_a_failed_job_leaves_its_snapshots_alone_and_the_next_one_goes_on(
