@@ -63,26 +63,32 @@ def growth_of(device: torch.device, work: Callable[[], None]) -> int:
     return max(0, peak - before)
 
 
-def largest_fit(most: int, one: float, two: float, *, beside: int, free: int) -> int:
-    """Return how many conversations a micro-batch may have: `most`, else a power of two below.
+def largest_fit(
+    most: int, measure: Callable[[int], float], *, beside: int, free: int
+) -> tuple[int, float]:
+    """Return how many conversations a micro-batch may have, and the bytes they take at most.
 
-    one, two: bytes that a step of one and of two of the longest takes, the rest follows in a line;
-    beside: bytes that training takes besides. Errors: OutOfMemoryError where not even one fits.
+    `most`, else a power of two below. measure: the bytes that a step of so many of the longest
+    takes; beside: bytes that training takes besides. n times as many take at most n times as much,
+    so nothing is measured that might not fit: from one on by what was measured last. Errors:
+    OutOfMemoryError where not even one fits.
     """
-    if one + beside > free:
+    size, taken = 1, measure(1)
+    if taken + beside > free:
         raise OutOfMemoryError(
-            f"A step of one conversation takes {_mib(one + beside)} of memory beside the weights, "
-            f"and {_mib(free)} are free. {MEND}"
+            f"A step of one conversation takes {_mib(taken + beside)} of memory beside the "
+            f"weights, and {_mib(free)} are free. {MEND}"
         )
-    each = max(two - one, 0.0)
-
-    def fits(count: int) -> bool:
-        return one + (count - 1) * each + beside <= HEADROOM * free
-
-    if fits(most):
-        return most
-    sizes = [1 << n for n in range(most.bit_length())]
-    return max((size for size in sizes if size < most and fits(size)), default=1)
+    room = HEADROOM * free - beside
+    sizes = [1 << n for n in range(most.bit_length()) if 1 << n < most] + [most]
+    while True:
+        safe = [n for n in sizes if n > size and taken * n / size <= room]
+        if not safe:
+            return size, taken
+        if safe[-1] == most:
+            return most, taken * most / size
+        size = safe[-1]
+        taken = measure(size)
 
 
 def halved(size: int, step: int) -> int:

@@ -22,6 +22,10 @@ from workers.distill.selection import AGREEMENT, agreements
 from workers.distill.teachers import LiveTeacher
 from workers.distill.values import SparseTargets, StudentBatch
 
+ENOUGH_TOKENS = 1024
+"""More at once makes a CPU no faster, and conversations alike in length waste less as padding:
+with lengths from 16 to 392, micro-batches of four took 0.44 of the time of sixteen at once."""
+
 
 class NoMemory(Exception):
     """A rank had no memory for its part of a step; nothing was changed by any."""
@@ -128,19 +132,23 @@ class Stepper:
         longest: gives a batch of so many of the longest. Weights, gradients and random state are as
         before. Errors: OutOfMemoryError.
         """
-        most = -(-self.spec.schedule.batch_size // self.ranks.count)
+        whole = most = -(-self.spec.schedule.batch_size // self.ranks.count)
         free = free_bytes(self.device)
         if self.device.type == "cpu":
             free //= self.ranks.count
-        one, two = (self._probe(longest(count)) for count in (1, 2))
+            rows = -(-ENOUGH_TOKENS // longest(1).input_ids.shape[1])
+            most = min(whole, 1 << (rows - 1).bit_length())
         moments = 2 * sum(p.numel() * p.element_size() for p in self.parameters)
-        size = self.ranks.smallest(largest_fit(most, one, two, beside=moments, free=free))
-        takes = one if size == 1 else one + (size - 1) * max(two - one, 0)
-        what = "conversation" if size == 1 else "conversations"
-        why = "the whole batch" if size == most else "the most that fits"
+        found, takes = largest_fit(
+            most, lambda count: self._probe(longest(count)), beside=moments, free=free
+        )
+        size = self.ranks.smallest(found)
+        reasons = {most: "enough for the processor, with little padding", whole: "the whole batch"}
+        why = reasons.get(size, "the most that fits")
         return size, (
-            f"Micro-batches of {size} {what}, {why}: a step of the longest takes about "
-            f"{takes / 2**20:,.0f} MiB beside the weights, of {free / 2**20:,.0f} MiB free."
+            f"Micro-batches of {size} {'conversation' if size == 1 else 'conversations'}, {why}: a "
+            f"step of the longest takes up to {takes / 2**20:,.0f} MiB beside the weights, of "
+            f"{free / 2**20:,.0f} MiB free."
         )
 
     def _probe(self, batch: StudentBatch) -> float:

@@ -14,24 +14,60 @@ from workers.distill.batches import BatchSource
 from workers.distill.checkpointing import snapshot_folders
 from workers.distill.checkpoints import state_sha256
 from workers.distill.errors import OutOfMemoryError
-from workers.distill.memory import free_bytes, growth_of, halved, is_out_of_memory, largest_fit
+from workers.distill.memory import (
+    HEADROOM,
+    free_bytes,
+    growth_of,
+    halved,
+    is_out_of_memory,
+    largest_fit,
+)
 from workers.distill.stepping import Stepper
 
 CPU = torch.device("cpu")
 
 
-def test_the_largest_that_fits_by_hand() -> None:
-    # One takes 100, each more 60: 16 take 1,000, 8 take 520, 4 take 280; 20 beside; 80 % are used.
-    fits = {1275: 16, 1274: 8, 675: 8, 674: 4, 375: 4, 120: 1}
-    for free, count in fits.items():
-        assert largest_fit(16, 100, 160, beside=20, free=free) == count, free
-    assert largest_fit(12, 100, 160, beside=20, free=5000) == 12
-    assert largest_fit(12, 100, 160, beside=20, free=700) == 8
-    assert largest_fit(16, 100, math.inf, beside=20, free=10**9) == 1
+def fit(most: int, free: int, each: float = 60, first: float = 40) -> tuple[int, list[int]]:
+    """Return what fits of 40 + 60 n bytes, and for which n was measured; 20 go beside."""
+    asked: list[int] = []
+
+    def measure(count: int) -> float:
+        asked.append(count)
+        return first + each * count
+
+    size, takes = largest_fit(most, measure, beside=20, free=free)
+    assert takes >= first + each * size
+    assert size == 1 or first + each * size + 20 <= HEADROOM * free
+    return size, asked
+
+
+@pytest.mark.parametrize(
+    ("most", "free", "size", "asked"),
+    [
+        # 80 % of 2,025 less 20 are 1,600: sixteen times one. One less, and eight are measured
+        # (520), of which twice as many fit.
+        (16, 2025, 16, [1]),
+        (16, 2024, 16, [1, 8]),
+        # Twice 520 are 1,040 and 20 beside: 1,325.
+        (16, 1325, 16, [1, 8]),
+        (16, 1324, 8, [1, 8]),
+        (12, 1000, 12, [1, 4, 8]),
+        (12, 999, 8, [1, 4, 8]),
+        (16, 275, 2, [1, 2]),
+        (16, 274, 1, [1]),
+        (16, 120, 1, [1]),
+        (1, 120, 1, [1]),
+    ],
+)
+def test_the_largest_that_fits_by_hand(most: int, free: int, size: int, asked: list[int]) -> None:
+    assert fit(most, free) == (size, asked)
+
+
+def test_where_not_even_one_fits_nothing_else_is_tried() -> None:
     with pytest.raises(OutOfMemoryError, match="Turn gradient checkpointing on"):
-        largest_fit(16, 100, 160, beside=20, free=119)
+        fit(16, 119)
     with pytest.raises(OutOfMemoryError, match="takes more than there is of memory"):
-        largest_fit(16, math.inf, math.inf, beside=20, free=119)
+        fit(16, 10**9, each=math.inf)
 
 
 def test_halving_by_hand() -> None:
@@ -66,22 +102,27 @@ def test_free_memory_is_what_the_control_group_leaves(
 def test_the_probe_leaves_weights_gradients_and_chance_as_they_were() -> None:
     model, what = tiny.llama().train(), spec()
     stepper = Stepper(model, what)
+    lengths = sorted((len(i.input_ids) for i in ITEMS), reverse=True)
     before, chance = state_sha256(model), torch.get_rng_state()
     source = BatchSource(ITEMS, ROWS, what.objective, what.schedule, 0)
     size, sentence = stepper.fitting(source.longest)
     assert size == what.schedule.batch_size
     assert "Micro-batches of 8 conversations, the whole batch: " in sentence
+    long = Stepper(model, spec(batch_size=64))
+    rows = 1 << math.ceil(math.log2(stepping.ENOUGH_TOKENS / max(lengths)))
+    size, sentence = long.fitting(source.longest)
+    assert size == rows == 16, "of 64: more would only be padding"
+    assert f"Micro-batches of {rows} conversations, enough for the processor, with" in sentence
     assert state_sha256(model) == before
     assert torch.equal(torch.get_rng_state(), chance)
     assert all(p.grad is None for p in model.parameters())
-    lengths = sorted((len(i.input_ids) for i in ITEMS), reverse=True)
     assert source.longest(2).attention_mask.sum(1).tolist() == lengths[:2]
 
 
 def limited(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
     """Let the probe find room for `size` conversations of 100 bytes each."""
     monkeypatch.setattr(stepping, "growth_of", lambda _, work: (work(), 100)[1])
-    monkeypatch.setattr(stepping, "largest_fit", lambda *_, **__: size)
+    monkeypatch.setattr(stepping, "largest_fit", lambda *_, **__: (size, 100.0 * size))
 
 
 def test_what_was_chosen_is_kept_so_that_resuming_equals_going_on(
