@@ -85,14 +85,14 @@ _TRUTH: Options = (
 )
 
 _PROFILES: Options = (
-    ("standard", "standard: a head and one bucket"),
-    ("sampled", "sampled: a head and samples of the rest"),
-    ("audit", "audit: 256 tokens and one bucket"),
-    ("dense", "dense: the whole vocabulary"),
+    ("standard", "standard: head, bucket"),
+    ("sampled", "sampled: head, samples"),
+    ("audit", "audit: 256 tokens, bucket"),
+    ("dense", "dense: everything"),
 )
 _TEACHERS: Options = (
-    ("cache", "stored rows, scored once"),
-    ("live", "live: the whole of it, each batch anew"),
+    ("cache", "stored, scored once"),
+    ("live", "live, whole, each batch"),
 )
 DIVERGENCES: Options = (
     ("forward_kl", "forward KL"),
@@ -376,7 +376,7 @@ KNOBS: tuple[Knob, ...] = (
         ("capture", "name"),
         CACHE,
         "Profile",
-        "What a row keeps. Samples serve forward KL at temperature 1; audit serves hotter ones.",
+        "The bucket is the mass of the rest; samples serve forward KL at temperature 1 alone.",
         "select",
         _PROFILES,
         teacher_only=True,

@@ -15,7 +15,8 @@ from workers.distill.errors import OutOfMemoryError
 HEADROOM = 0.8
 """Share of the free memory that a step may take: lengths, kernels and neighbours vary."""
 MEND = (
-    "Turn gradient checkpointing on, allow fewer tokens a conversation, or take a smaller student."
+    "Turn gradient checkpointing on, allow fewer tokens a conversation, take a smaller student, or "
+    "read the teacher's stored rows instead of a live one."
 )
 _CGROUP_2 = Path("/sys/fs/cgroup")
 _CGROUP_1 = Path("/sys/fs/cgroup/memory")

@@ -1,11 +1,16 @@
-"""What a job that uses teacher rows makes sure of first: the ids mean the same to both."""
+"""Teacher beside student: the ids must mean the same to both, and a live one must fit."""
 
 from pathlib import Path
 from typing import Any
 
 from app.specs.checkpoint import CheckpointCard
 from app.specs.conversation import Conversation
-from workers.distill.errors import TokenizerError
+from app.specs.training import Objective
+from workers.distill.callbacks import Callbacks
+from workers.distill.checkpoints import compute_device, load_model
+from workers.distill.errors import OutOfMemoryError, TokenizerError
+from workers.distill.memory import is_out_of_memory
+from workers.distill.teachers import LiveTeacher
 from workers.distill.tokenizers import load_tokenizer, tokenizer_verdict
 from workers.job.task import Inputs
 
@@ -45,3 +50,25 @@ def require_same_ids(pair: Pair, conversations: list[Conversation], callbacks: A
     if not verdict.logits_allowed:
         raise TokenizerError(verdict.sentence)
     callbacks.log(f"Tokenizers: {verdict.sentence}")
+
+
+def live_teacher(
+    pair: Pair | None, objective: Objective, vocabulary: int, calls: Callbacks
+) -> LiveTeacher | None:
+    """Return the teacher that is held beside the student, where the objective wants that.
+
+    Errors: OutOfMemoryError where its weights do not fit.
+    """
+    if pair is None or objective.reads_cache:
+        return None
+    calls.log("The live teacher is held beside the student; no cache is read.")
+    try:
+        model = load_model(Path(pair.teacher)).to(compute_device())
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise OutOfMemoryError(
+            "The live teacher does not fit beside the student. Let a run read its stored rows "
+            "instead, or give the worker more memory."
+        ) from error
+    return LiveTeacher(model, vocabulary, objective.temperature)

@@ -13,13 +13,11 @@ from app.specs.checkpoint import CheckpointCard
 from app.specs.jobs import JobKind, TrainJob
 from app.teacher_cache import service as cache
 from workers.distill.batches import BatchSource, Collator
-from workers.distill.callbacks import Callbacks
 from workers.distill.checkpointing import recorded_snapshots
 from workers.distill.checkpoints import compute_device, load_model, read_card, save_checkpoint
 from workers.distill.ranks import Ranks
 from workers.distill.rendering import Renderer
 from workers.distill.teacher_shards import ShardLookup
-from workers.distill.teachers import LiveTeacher
 from workers.distill.tokenizers import load_tokenizer, vocabulary_size
 from workers.distill.trainer import TrainResult, train
 from workers.job.ranks import sharing
@@ -31,7 +29,7 @@ from workers.tasks.sets import (
     tokenizer_folder,
     version_path,
 )
-from workers.tasks.teaching import Pair, pair_of, require_same_ids
+from workers.tasks.teaching import Pair, live_teacher, pair_of, require_same_ids
 from workers.tasks.validating import require_context, validation_of
 
 ORIGIN = ("step", "best", "by", "value", "of", "ended", "patience", "judged_by")
@@ -126,7 +124,7 @@ class TrainTask:
                 resume_from=recorded_snapshots(context.snapshots, calls),
                 validation=validation_of(run, held_out, tokenizer, collate, calls),
                 vocabulary=vocabulary_size(tokenizer),
-                live=live_teacher(inputs, vocabulary_size(tokenizer), calls),
+                live=live_teacher(inputs.pair, spec.objective, vocabulary_size(tokenizer), calls),
                 ranks=ranks,
             )
         if not ranks.first:
@@ -168,16 +166,6 @@ def _kept(result: TrainResult) -> dict[str, Any]:
         kept |= {"ended": result.steps, "patience": result.selection.patience}
         kept |= {"judged_by": result.selection.metric}
     return kept
-
-
-def live_teacher(inputs: TrainInputs, vocabulary: int, calls: Callbacks) -> LiveTeacher | None:
-    """Return the teacher that is held beside the student, where the objective wants that."""
-    objective = inputs.job.run.training.objective
-    if inputs.pair is None or objective.reads_cache:
-        return None
-    calls.log("The live teacher is held beside the student; no cache is read.")
-    model = load_model(Path(inputs.pair.teacher)).to(compute_device())
-    return LiveTeacher(model, vocabulary, objective.temperature)
 
 
 TASKS: dict[JobKind, Task] = {JobKind.TRAIN: TrainTask()}

@@ -412,6 +412,7 @@ def test_a_run_with_a_live_teacher_fills_no_cache(
     page = answer_to(pages, values, teacher_from="live", temperature="1.5")
     assert "is held beside the student" in page
     assert "What the teacher cache covers" not in page
+    assert 'id="fold-teacher-cache"' not in page
     assert (
         pages.post(RUNS, data={**values, "teacher_from": "live", "temperature": "1.5"}).status_code
         == 303

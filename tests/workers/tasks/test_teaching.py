@@ -4,10 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
+from app.specs.training import Objective
 from tests.workers.distill import tiny
 from workers.distill.callbacks import Silent
-from workers.distill.errors import TokenizerError
+from workers.distill.errors import OutOfMemoryError, TokenizerError
+from workers.tasks import teaching
 from workers.tasks.teaching import Pair, require_same_ids
 
 
@@ -53,3 +56,18 @@ def test_a_student_that_splits_other_words_fails_with_the_sentence(tmp_path: Pat
 def test_missing_rows_are_refused(tmp_path: Path) -> None:
     with pytest.raises(TokenizerError, match="some ids have no weights"):
         require_same_ids(pair(tmp_path, rows=10), list(tiny.tickets(4)), Silent())
+
+
+def test_a_live_teacher_that_does_not_fit_names_the_way_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def too_large(_: Path) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(teaching, "load_model", too_large)
+    both = Pair(teacher="t", student="s", teacher_rows=9, student_rows=9)
+    live = Objective(teacher="live")
+    with pytest.raises(OutOfMemoryError, match="read its stored rows"):
+        teaching.live_teacher(both, live, 9, Heard())
+    assert teaching.live_teacher(both, Objective(), 9, Heard()) is None
+    assert teaching.live_teacher(None, live, 9, Heard()) is None
