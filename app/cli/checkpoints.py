@@ -10,9 +10,10 @@ import typer
 from app.cli import lookup
 from app.cli.connect import connected
 from app.cli.options import Home, Project, Wait
-from app.cli.output import Json, WrongUse, console, print_json, print_table
-from app.cli.progress import follow_job
+from app.cli.output import CommandFailed, Json, WrongUse, console, print_json, print_table
+from app.cli.progress import follow_job, send_file
 from app.client.rest import Api
+from app.client.uploads import UploadDamaged
 from app.metrics.formatting import DASH, number, size
 
 app = typer.Typer(no_args_is_help=True, help="Register, prune, list and remove checkpoints.")
@@ -178,6 +179,53 @@ def list_(project: Project, home: Home = None, *, as_json: Json = False) -> None
     headers = ("Id", "Name", "State", "Parameters", "Per token", "Layers", "Width", "Size")
     rows = [(str(c["id"]), c["name"], c["state"], *_sizes(c["card"])) for c in found]
     print_table(headers, rows, empty="No checkpoint yet: `stillhouse checkpoints add` takes one.")
+
+
+@app.command()
+def answer(  # noqa: PLR0913 - how answers are made
+    name: Annotated[str, typer.Argument(help="Name or id of the checkpoint that answers.")],
+    prompts: Annotated[
+        Path, typer.Argument(help="JSONL of chat requests, or a log whose requests are asked anew.")
+    ],
+    project: Project,
+    max_new_tokens: Annotated[int, typer.Option(min=1, max=8192, help="Longest answer.")] = 64,
+    temperature: Annotated[float, typer.Option(min=0, max=10, help="0: greedy.")] = 0.0,
+    batch_size: Annotated[
+        int, typer.Option(min=1, max=1024, help="Answers at once; a server has its own number.")
+    ] = 32,
+    seed: Annotated[int, typer.Option(min=0, help="What the draws above temperature 0 are.")] = 0,
+    home: Home = None,
+    *,
+    wait: Wait = False,
+    as_json: Json = False,
+) -> None:
+    """Let a checkpoint answer prompts; the answers become an upload to import."""
+    with connected(home) as api:
+        if not prompts.is_file():
+            raise WrongUse(f"{prompts} is not a file.")
+        slug = lookup.project_slug(api, project)
+        found = lookup.checkpoint(api, slug, name)
+        try:
+            sent = send_file(api, slug, prompts, quiet=as_json)
+        except UploadDamaged as error:
+            raise CommandFailed(str(error)) from error
+        body = {
+            "checkpoint": found["id"],
+            "prompts_upload_id": sent["id"],
+            "max_new_tokens": max_new_tokens,
+            "temperature": temperature,
+            "batch_size": batch_size,
+            "seed": seed,
+        }
+        made = api.post(f"/projects/{slug}/generations", body)
+        if wait:
+            follow_job(api, made["job_id"], quiet=as_json)
+            made = api.get(f"/projects/{slug}/uploads/{made['key']}")
+    if as_json:
+        print_json(made)
+        return
+    words = "is filled" if wait else f"is being filled (job {made['job_id']})"
+    console.print(f"The upload {made['filename']} {words}.", markup=False, highlight=False)
 
 
 @app.command()

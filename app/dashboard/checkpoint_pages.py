@@ -8,9 +8,13 @@ from starlette.responses import RedirectResponse, Response
 
 from app.checkpoints import queries as checkpoints
 from app.checkpoints import service
+from app.checkpoints.models import Checkpoint
 from app.checkpoints.schemas import PruneForm, RegisterForm, ServerKey
 from app.dashboard import queries, removal
 from app.dashboard import service as dashboard
+from app.datasets import generations
+from app.datasets import queries as datasets
+from app.datasets.schemas import AnswerForm, GenerationRequest
 from app.errors import AppError, InvalidInput
 from app.events.queries import last_event_id, log_lines
 from app.projects import service as projects
@@ -34,6 +38,9 @@ router = APIRouter(prefix="/projects/{project}/checkpoints", include_in_schema=F
 READ, WRITE = [require(Permission.READ)], [require(Permission.WRITE)]
 Way = Literal["register", "prune"]
 RegisterDep = Annotated[Form[RegisterForm], Depends(form_of(RegisterForm))]
+ANSWER = {"max_new_tokens": "64", "batch_size": "32", "temperature": "0", "seed": "0"}
+STORED = ("uploaded", "inspected")
+"""States of an upload whose bytes are all there."""
 PruneDep = Annotated[Form[PruneForm], Depends(form_of(PruneForm))]
 
 
@@ -152,6 +159,18 @@ def show(
     settings: SettingsDep,
 ) -> Response:
     row = service.get(session, project.id, checkpoint_id)
+    return _shown(request, session, settings, (project, row), empty_form(**ANSWER))
+
+
+def _shown(
+    request: Request,
+    session: SessionDep,
+    settings: SettingsDep,
+    of: tuple[Project, Checkpoint],
+    form: Form[Any],
+    status: int = 200,
+) -> Response:
+    project, row = of
     stream = service.stream_of(row.id)
     lines = checkpoints.lines(session, project)
     context = {
@@ -160,13 +179,38 @@ def show(
         "cut": checkpoints.cut_from(lines).get(row.id, []),
         "uses": queries.uses_of(session, row.id),
         "has_key": service.has_key(settings, row.id),
+        "form": form,
+        "uploads": [u for u in datasets.uploads_of(session, project.id) if u.state in STORED],
         "kept": removal.uses_of(session, project, row).sentence,
         "log": [event.payload["text"] for event in log_lines(session, stream)],
         "last_event_id": last_event_id(session, stream),
         "crumbs": _crumbs(project, row.name),
         "nav": "checkpoints",
     }
-    return render(request, "checkpoints/show.html", context, block="facts")
+    return render(request, "checkpoints/show.html", context, block="facts", status=status)
+
+
+@router.post("/{checkpoint_id}/answer", name="checkpoints.answer", dependencies=WRITE)
+def answer(
+    request: Request,
+    project: ProjectDep,
+    checkpoint_id: int,
+    session: SessionDep,
+    settings: SettingsDep,
+    user: CurrentUser,
+    form: Annotated[Form[AnswerForm], Depends(form_of(AnswerForm))],
+) -> Response:
+    """Let it answer an upload; the answers are an upload among the project's data."""
+    row = service.get(session, project.id, checkpoint_id)
+    if form.data is not None:
+        try:
+            wanted = GenerationRequest(checkpoint=row.id, **form.data.model_dump())
+            generations.start(session, project, wanted, owner=user.name)
+        except AppError as error:
+            form.refuse(error)
+        else:
+            return RedirectResponse(f"/projects/{project.slug}/datasets", status_code=303)
+    return _shown(request, session, settings, (project, row), form, status=422)
 
 
 @router.get("/{checkpoint_id}/events", name="checkpoints.events", dependencies=READ)

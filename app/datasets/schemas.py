@@ -87,16 +87,24 @@ class ImportForm(BaseModel):
         )
 
 
-class GenerationRequest(BaseModel):
-    """Let a checkpoint answer the prompts of an upload (JSONL of OpenAI chat requests)."""
+class AnswerForm(BaseModel):
+    """Let a checkpoint answer an upload: JSONL of OpenAI chat requests, bare or in a log of them.
 
-    checkpoint: str | int
-    """Name or id."""
+    `batch_size` is of a checkpoint here; of one behind a server its own number of requests counts.
+    """
+
     prompts_upload_id: int
     max_new_tokens: int = Field(default=64, ge=1, le=8192)
     batch_size: int = Field(default=32, ge=1, le=1024)
     temperature: float = Field(default=0.0, ge=0, le=10, allow_inf_nan=False)
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, le=2**31 - 1)
+
+
+class GenerationRequest(AnswerForm):
+    """The same, with the checkpoint that answers."""
+
+    checkpoint: str | int
+    """Name or id."""
 
 
 class UploadOut(BaseModel):

@@ -151,6 +151,8 @@ def _request(number: int, line: bytes) -> dict[str, Any]:
         request = orjson.loads(line)
     except orjson.JSONDecodeError as error:
         raise UserError(f"Line {number} of the prompts is not JSON: {error}.") from error
+    if isinstance(request, dict) and isinstance(request.get("request"), dict):
+        request = request["request"]  # a log: what was asked is asked anew
     if not isinstance(request, dict) or not request.get("messages"):
         raise UserError(f"Line {number} of the prompts has no messages.")
     return request

@@ -2,13 +2,17 @@
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from app.checkpoints import service
+from app.jobs.models import Job
+from app.projects.models import Project
 from app.web.deps import Services
 from tests.app.cli.conftest import Run
+from tests.support import seeds
 
 URL = "https://vllm.example/v1"
 
@@ -61,3 +65,24 @@ def test_a_private_address_is_refused_with_the_setting(
     result = run(*add, "--project", project, exit_code=2)
     assert "STILLHOUSE_ENDPOINT_HOSTS" in result.output.replace("\n", "")
     assert run_json("checkpoints", "list", "--project", project) == []
+
+
+def test_a_checkpoint_answers_a_file(
+    run: Run,
+    run_json: Callable[..., Any],
+    project: str,
+    parts: Services,
+    tmp_path: Path,
+) -> None:
+    with parts.sessions.begin() as session:
+        seeds.checkpoint(session, session.query(Project).one(), "big")
+    prompts = tmp_path / "asked.jsonl"
+    prompts.write_text('{"messages": [{"role": "user", "content": "Hi"}]}\n')
+    words = ("checkpoints", "answer", "big", prompts, "--project", project)
+    made = run_json(*words, "--max-new-tokens", 9, "--temperature", 0.5, "--seed", 4)
+    assert made["filename"] == "asked-answers.jsonl"
+    with parts.sessions() as session:
+        spec = session.get_one(Job, made["job_id"]).spec
+    assert (spec["max_new_tokens"], spec["temperature"], spec["seed"]) == (9, 0.5, 4)
+    missing = run("checkpoints", "answer", "big", "gone.jsonl", "--project", project, exit_code=2)
+    assert "is not a file" in missing.output

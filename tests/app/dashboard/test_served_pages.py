@@ -8,9 +8,11 @@ from starlette.testclient import TestClient
 
 from app.checkpoints import service
 from app.checkpoints.models import Checkpoint
+from app.datasets.models import Upload
 from app.jobs.models import Job
 from app.projects.models import Project
 from app.specs.checkpoint import CheckpointCard, ServerFacts
+from app.specs.jobs import GenerateJob, JobKind
 from app.specs.teacher import CacheReport, CaptureProfile
 from app.teacher_cache import service as cache
 from app.web.deps import Services
@@ -364,3 +366,38 @@ def test_addresses_of_caches_cover_url_model_tokenizer_k_and_that_it_is_a_server
         cache.space_of(card().model_copy(update={"server": None}), profile),
     ]
     assert len({base, *(space.address for space in others)}) == 5
+
+
+def test_a_checkpoint_answers_an_upload_by_its_page(
+    signed_in: TestClient, parts: Services, set_up: Callable[..., dict[str, int]], project: Project
+) -> None:
+    ids = set_up(text_only())
+    here = f"{BASE}/checkpoints/{ids['teacher']}"
+    assert "Upload the prompts first" in signed_in.get(here).text
+    with parts.sessions.begin() as session:
+        stored = Upload(
+            project_id=project.id,
+            key="k" * 32,
+            filename="asked.jsonl",
+            size=3,
+            state="uploaded",
+            origin="uploaded",
+        )
+        session.add(stored)
+        session.flush()
+        number = stored.id
+    page = signed_in.get(here).text
+    assert "asked.jsonl" in page
+    assert "Answers at once" not in page, "a server has its own number"
+    assert "Answers at once" in signed_in.get(f"{BASE}/checkpoints/{ids['student']}").text
+    form = {"prompts_upload_id": number, "max_new_tokens": "9", "temperature": "0.5", "seed": "4"}
+    wrong = signed_in.post(f"{here}/answer", data=form | {"max_new_tokens": "0"})
+    assert (wrong.status_code, 'id="f-max_new_tokens-e"' in wrong.text) == (422, True)
+    answer = signed_in.post(f"{here}/answer", data=form)
+    assert (answer.status_code, answer.headers["location"]) == (303, f"{BASE}/datasets")
+    with parts.sessions() as session:
+        job = session.query(Job).filter_by(kind=JobKind.GENERATE).one()
+    spec = GenerateJob.model_validate(job.spec)
+    assert (spec.checkpoint_id, spec.prompts_upload_id) == (ids["teacher"], number)
+    assert (spec.max_new_tokens, spec.temperature, spec.seed) == (9, 0.5, 4)
+    assert "asked-answers.jsonl" in signed_in.get(f"{BASE}/datasets").text

@@ -32,6 +32,7 @@ TABLE: dict[str, Why | tuple[str, ...]] = {
     "change_password": SIGNING_IN,
     "caches.index": (f"GET {P}/caches",),
     "caches.remove": (f"DELETE {P}/caches/{{address}}",),
+    "checkpoints.answer": (f"POST {P}/generations",),
     "checkpoints.cancel": ("POST /jobs/{job_id}/cancel",),
     "checkpoints.estimate": (f"POST {P}/checkpoints/students/estimate",),
     "checkpoints.events": ("GET /jobs/{job_id}/events",),

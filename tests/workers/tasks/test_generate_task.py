@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -58,3 +59,14 @@ def test_whole_batches_are_kept(tmp_path: Path) -> None:
 def test_nothing_is_no_result(tmp_path: Path) -> None:
     with pytest.raises(Stopped):
         run(tmp_path, batches=0)
+
+
+def test_the_requests_of_a_log_are_asked_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logged = [{"request": prompt, "response": {"choices": []}} for prompt in PROMPTS]
+    monkeypatch.setattr(sys.modules[__name__], "PROMPTS", logged)
+    result = run(tmp_path, batches=99)
+    lines = [orjson.loads(line) for line in Path(result["file"]).read_bytes().splitlines()]
+    assert [line["request"] for line in lines] == [line["request"] for line in logged]
+    assert all(line["response"]["choices"] for line in lines)
