@@ -109,7 +109,7 @@ class CheckpointLine:
             case "hub":
                 return f"hub {found['repo_id']} at {found['revision']}"
             case "endpoint":
-                return f"{found['model']} at {found['base_url']}"
+                return f"server {found['base_url']}, {found['model']}"
             case "pruned":
                 parent = self.parent or "a checkpoint that was removed"
                 return f"pruned from {parent}: {self.cut_to}"

@@ -1,12 +1,14 @@
 """A small server in vLLM's shape on loopback, around a tiny model, with switches for its faults."""
 
 import json
+import ssl
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -220,14 +222,23 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, *_: object) -> None:
+        """Say nothing of a client that hangs up."""
+
+
 @contextmanager
-def serving(served: Served) -> Iterator[Served]:
-    """Serve until the body ends; `served.address` is where."""
+def serving(served: Served, tls: tuple[Path, Path] | None = None) -> Iterator[Served]:
+    """Serve until the body ends; `served.address` is where. tls: certificate and key."""
     handler = type("Handler", (_Handler,), {"served": served})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server = _Server(("127.0.0.1", 0), handler)
+    if tls is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*map(str, tls))
+        server.socket = context.wrap_socket(server.socket, server_side=True)
     server.daemon_threads = True
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    served.address = f"http://127.0.0.1:{server.server_port}"
+    served.address = f"{'https' if tls else 'http'}://127.0.0.1:{server.server_port}"
     try:
         yield served
     finally:

@@ -21,7 +21,9 @@ from app.datasets.schemas import GenerationRequest, ImportRequest
 from app.db.session import transaction
 from app.errors import Conflict
 from app.evaluations import service as evaluations
+from app.evaluations.comparing import compare_chosen
 from app.evaluations.models import Evaluation, EvaluationMetric
+from app.evaluations.schemas import Choice
 from app.events.models import RunEvent
 from app.events.queries import series
 from app.jobs.models import Job
@@ -179,6 +181,8 @@ def test_a_run_learns_from_a_server_what_it_learns_from_the_same_weights(
             )
             for row in rows
         }
+        comparison = compare_chosen(session, session.scalars(select(Project)).one(), Choice())
+        shown = json.loads(json.dumps(comparison.as_json(), allow_nan=False))
         said = [str(e.payload) for e in session.scalars(select(RunEvent))]
         dump = repr(
             [(j.spec, j.result, j.error_message, j.title) for j in session.scalars(select(Job))]
@@ -198,6 +202,7 @@ def test_a_run_learns_from_a_server_what_it_learns_from_the_same_weights(
     for row in of_served:
         assert {"kl", "agreement"}.isdisjoint(metrics[row.id])
         assert {"exact_match", "ece"} <= metrics[row.id]
+    assert {row["role"] for row in shown["rows"]} <= {"teacher", "distilled", "undistilled"}
     assert any("KL and agreement are left out" in text for text in said)
     assert KEY not in dump + "".join(said)
     assert served.most_at_once <= 3

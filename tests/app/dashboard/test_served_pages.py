@@ -107,7 +107,7 @@ def test_the_form_registers_a_server_and_keeps_its_key_apart(
     assert file.read_text() == "vllm.example:8000\nsk-canary"
     assert file.stat().st_mode & 0o777 == 0o600
     shown = signed_in.get(answer.headers["location"]).text
-    assert "Org/big at https://vllm.example:8000/v1" in shown
+    assert "Server https://vllm.example:8000/v1, org/big" in shown
     assert "sk-canary" not in shown
 
 

@@ -9,6 +9,7 @@ import asyncio
 import json
 import random
 import socket
+import ssl
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address
@@ -233,6 +234,8 @@ class Endpoint:
             try:
                 response = await client.send(request, stream=True)
             except httpx.ConnectError as error:
+                if "CERTIFICATE" in str(error).upper():
+                    raise self._untrusted(error) from error
                 trouble = error
                 continue
             except httpx.HTTPError as error:
@@ -253,6 +256,7 @@ class Endpoint:
             seconds = self.server.answer_seconds
             self._client = httpx.AsyncClient(
                 trust_env=False,
+                verify=ssl.create_default_context(),  # the machine's own, and SSL_CERT_FILE
                 follow_redirects=False,
                 timeout=httpx.Timeout(seconds, connect=self.server.connect_seconds),
                 limits=httpx.Limits(max_connections=self.server.at_once),
@@ -359,6 +363,12 @@ class Endpoint:
         return EndpointAnswerError(
             f"{place} answered {status} to {response.url.path}. Check the base URL and what the "
             f"server supports.{said}"
+        )
+
+    def _untrusted(self, error: httpx.ConnectError) -> EndpointRefusedError:
+        return EndpointRefusedError(
+            f"The certificate of {self.server.place.named} is not trusted ({error}). Serve it with "
+            "one for this name, or name its authority's file to the workers as SSL_CERT_FILE."
         )
 
     def _too_slow(self) -> EndpointTimeoutError:

@@ -1,6 +1,7 @@
 """Asking a server: retries, bounds, a stop within seconds, named failures, and where it may go."""
 
 import socket
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -193,3 +194,38 @@ def test_a_proxy_of_the_environment_is_not_used(
 def test_waiting_is_bounded_also_where_the_server_asks_for_more() -> None:
     assert client.LONGEST_WAIT == 60
     assert sum(client.BACKOFF) * 1.25 < 60
+
+
+@pytest.fixture
+def named_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """A certificate for named.example that this process trusts, and its key; where it leads."""
+    files = tmp_path / "cert.pem", tmp_path / "key.pem"
+    subject = ["-subj", "/CN=named.example", "-addext", "subjectAltName=DNS:named.example"]
+    made = ["-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *subject]
+    command = ["openssl", "req", *made, "-out", str(files[0]), "-keyout", str(files[1])]
+    subprocess.run(command, check=True, capture_output=True)
+    real = socket.getaddrinfo
+
+    def loopback(host: str, *rest: Any, **more: Any) -> Any:
+        return real("127.0.0.1" if str(host).endswith(".example") else host, *rest, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", loopback)
+    return files
+
+
+def test_over_tls_the_certificate_is_the_names_though_the_address_is_dialled(
+    served: Served, named_example: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(Served(served.model, served.tokenizer), tls=named_example) as secure:
+        port = secure.address.rpartition(":")[2]
+
+        def server(host: str) -> Server:
+            return Server(f"https://{host}:{port}/v1", MODEL, (host,), backoff=QUICK)
+
+        with pytest.raises(EndpointRefusedError, match=r"is not trusted.*SSL_CERT_FILE"):
+            ask(server("named.example"))
+        monkeypatch.setenv("SSL_CERT_FILE", str(named_example[0]))
+        assert ask(server("named.example"))["data"]
+        with pytest.raises(EndpointRefusedError, match="is not trusted"):
+            ask(server("other.example"))
+        assert len(secure.asked) == 1
