@@ -31,7 +31,7 @@ from app.specs.checkpoint import (
 )
 from app.specs.checkpoint_folder import source_problem
 from app.specs.endpoint import place_of, saved_refusal
-from app.specs.jobs import QUEUE_OF, JobKind, PruneJob, RegisterJob
+from app.specs.jobs import QUEUE_OF, JobKind, PruneJob, Queue, RegisterJob
 from app.specs.pruning import PRUNABLE, Shape, pruned_card, shape_problems
 from app.storage.blobs import LocalBlobs
 
@@ -314,6 +314,12 @@ def unfinished(session: Session, spec: dict[str, Any], message: str) -> None:
     if row is not None and row.state != "ready":
         row.state, row.error = "failed", message
         session.flush()
+
+
+def queue_of(row: Checkpoint | None) -> Queue | None:
+    """Return whose workers ask a served checkpoint: no card computes; None for one with weights."""
+    served = row is not None and (row.card or {}).get("server") is not None
+    return Queue.CPU if served else None
 
 
 def token_file(settings: Settings, checkpoint_id: int) -> Path:

@@ -15,7 +15,7 @@ from app.jobs.models import Job, JobAttempt, JobDependency, JobLease
 from app.jobs.snapshots import take_over
 from app.specs.base import Spec
 from app.specs.fingerprint import fingerprint
-from app.specs.jobs import QUEUE_OF, CancelMode, JobKind, JobState
+from app.specs.jobs import QUEUE_OF, CancelMode, JobKind, JobState, Queue
 
 NOW = func.clock_timestamp()
 
@@ -36,6 +36,8 @@ class JobRequest:
     idempotency_key: str | None = None
     priority: int = 0
     parent_id: int | None = None
+    queue: Queue | None = None
+    """Whose workers take it; None: those of its kind."""
 
 
 def enqueue(session: Session, request: JobRequest) -> Job:
@@ -54,7 +56,7 @@ def enqueue(session: Session, request: JobRequest) -> Job:
             return found
     job = Job(
         kind=request.kind,
-        queue=QUEUE_OF[request.kind],
+        queue=request.queue or QUEUE_OF[request.kind],
         spec=request.spec.model_dump(mode="json"),
         spec_hash=fingerprint(request.spec),
         stream=request.stream,

@@ -319,7 +319,7 @@ def test_a_cancelled_capture_stops_within_seconds(
         began = time.monotonic()
         until(lambda: JobState(state_of(factory, job.id)).terminal)
         took = time.monotonic() - began
-    assert took < allowing.heartbeat_seconds + 3, "the next heartbeat tells, then it goes at once"
+    assert took < allowing.keep_seconds, "it went by itself: nothing had to kill it"
     assert state_of(factory, job.id) == JobState.CANCELLED
 
 
