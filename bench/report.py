@@ -13,7 +13,8 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, files, version
 from pathlib import Path
@@ -167,6 +168,31 @@ def cpu_seconds(action: Callable[[], object]) -> float:
 def say(text: str) -> None:
     sys.stderr.write(f"{time.strftime('%H:%M:%S')} {text}\n")
     sys.stderr.flush()
+
+
+@contextmanager
+def timed(facts: Facts, name: str) -> Iterator[None]:
+    """Add wall and CPU seconds of the body to `facts` (CPU of this process, all threads)."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    yield
+    facts[name] = {
+        "wall_s": round(time.perf_counter() - wall, 1),
+        "cpu_s": round(time.process_time() - cpu, 1),
+    }
+    say(f"{name}: {facts[name]}")
+
+
+def kept(path: Path, make: Callable[[], Facts]) -> Facts:
+    """Return the facts in a JSON file, made now where they are not."""
+    if path.exists():
+        found: Facts = json.loads(path.read_text())
+        return found
+    facts = make()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".part")
+    partial.write_text(json.dumps(facts))
+    partial.replace(path)
+    return facts
 
 
 def packaged_gguf() -> Path:

@@ -102,28 +102,33 @@ def decode_frames(frames: Sequence[bytes]) -> list[TargetRows]:
     if not frames:
         return []
     columns = [_columns(frame) for frame in frames]
-    counts = [len(c.sizes) for c in columns]
-    sizes = np.concatenate([c.sizes for c in columns]).astype(np.int64)
-    span = np.concatenate([c.span for c in columns]).astype(np.float32)
-    log_r = np.concatenate([c.log_r for c in columns]).astype(np.float32)
-    entropy = np.concatenate([c.entropy for c in columns]).astype(np.float32)
-    steps = np.concatenate([c.steps for c in columns], axis=1)
-    one = np.concatenate([np.full(len(c.sizes), c.place, dtype=np.int64) for c in columns])
+    parts = list(
+        itertools.pairwise(itertools.accumulate((len(c.sizes) for c in columns), initial=0))
+    )
+    sizes = _whole([c.sizes for c in columns]).astype(np.int64)
+    span = _whole([c.span for c in columns]).astype(np.float32)
+    log_r = _whole([c.log_r for c in columns]).astype(np.float32)
+    entropy = _whole([c.entropy for c in columns]).astype(np.float32)
+    steps = _whole([c.steps for c in columns], axis=1)
     width = int(sizes.max(initial=1))
     valid = np.arange(width) < sizes[:, None]
     ids = np.full(valid.shape, -1, dtype=np.int64)
-    ids[valid] = _joined(np.concatenate([c.ids for c in columns], axis=1), np.int64)
+    ids[valid] = _joined(_whole([c.ids for c in columns], axis=1), np.int64)
     kind = np.uint8 if len(steps) == 1 else np.uint16
     distance = np.zeros(valid.shape, dtype=kind)
     distance[:, 1:][valid[:, 1:]] = _joined(steps, kind)
     np.cumsum(distance, axis=1, dtype=kind, out=distance)
-    unit = span / np.float32(-np.iinfo(kind).max)
+    unit = span / np.float32(1 - 256 ** len(steps))
     logp = np.where(valid, distance * unit[:, None], np.float32(-np.inf))
-    residual = np.take_along_axis(log_r, one[:, None], axis=1)[:, 0]
+    residual = _whole([log_r[a:b, c.place] for (a, b), c in zip(parts, columns, strict=True)])
     logp += (np.log1p(-np.exp(residual)) - np.log(np.exp(logp).sum(1)))[:, None]
     whole = TargetRows(ids, logp, log_r, entropy, *_samples(columns))
-    borders = np.cumsum([0, *counts])
-    return [whole.take(slice(int(a), int(b))) for a, b in itertools.pairwise(borders)]
+    return [whole.take(slice(a, b)) for a, b in parts]
+
+
+def _whole(parts: Sequence[NDArray[Any]], axis: int = 0) -> NDArray[Any]:
+    """Return parts as one array; one part as it is, which reading one by one consists of."""
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=axis)
 
 
 def _samples(

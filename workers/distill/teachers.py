@@ -61,9 +61,10 @@ class LocalTeacher:
         parts = []
         for start in range(0, max(states.shape[0], 1), self._chunk):
             fresh = states[start : start + self._chunk] @ self._head.t()
+            drawn = None if offsets is None else offsets[start : start + self._chunk]
             for at in range(0, max(fresh.shape[0], 1), block):
-                drawn = None if offsets is None else offsets[start + at : start + at + block]
-                parts.append(_rows(fresh[at : at + block], profile, drawn))
+                part = slice(at, at + block)
+                parts.append(_rows(fresh[part], profile, None if drawn is None else drawn[part]))
         whole = TargetRows(*(torch.cat(c).cpu().numpy() for c in zip(*parts, strict=True)))
         borders = np.cumsum([0, *(len(ids_) - 1 for ids_ in batch)])
         return [whole.take(slice(int(a), int(b))) for a, b in itertools.pairwise(borders)]
