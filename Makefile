@@ -9,7 +9,7 @@ export GOMP_SPINCOUNT ?= 0
 # A served home or the demo trains one real model at a time: it may have every core.
 up demo: export OMP_NUM_THREADS := $(shell nproc 2>/dev/null || echo 1)
 
-.PHONY: setup demo up chromium lint types test mutants bench-setup screenshots clean
+.PHONY: setup demo up chromium lint types test mutants bench bench-setup screenshots clean
 
 setup: $(VENV)/.installed static/vendor/.installed
 
@@ -62,8 +62,14 @@ test: lint types chromium
 bench-setup: $(VENV)/.bench
 $(VENV)/.bench: $(VENV)/.installed $(VENV)/.teacher
 	$(BIN)/pip install --quiet --editable ".[bench]"
-	@echo "Ready: $(BIN)/python -m bench.kd_step, bench.loss_memory, bench.quality (--json gives the figures)."
+	$(BIN)/pip install --quiet --no-deps "liger-kernel==0.8.5" # it would bring triton, which no processor runs
 	touch $@
+
+# Every comparison that two cores can make, one after the other (about 40 minutes): a table each, and its figures
+# in bench/results/NAME.json. QUICK=1 tries them at small sizes and keeps nothing. bench.quality (an hour) stands alone.
+BENCHES := loss_memory capture cache gradient_fidelity views kd_step
+bench: bench-setup
+	set -e; for name in $(BENCHES); do $(BIN)/python -W ignore -m bench.$$name $(if $(QUICK),--quick,--save); done
 
 # Pictures for the README: of a tiny journey of their own, or of a served home (HOME_DIR=.stillhouse).
 screenshots: setup chromium

@@ -34,6 +34,7 @@ from workers.distill.checkpoints import import_folder, load_model, read_card, sa
 from workers.distill.evaluation.run import run_evaluation
 from workers.distill.generate import generate
 from workers.distill.rendering import Renderer
+from workers.distill.selection import Validation
 from workers.distill.students.prune import prune
 from workers.distill.students.tiny import make_tiny_teacher
 from workers.distill.teacher_shards import ShardLookup
@@ -267,7 +268,9 @@ def fit(
         callbacks=Spoken(name),
         workdir=workdir,
         tokenizer=tokenizer,
-        validation=[collate(held_out[i : i + size]) for i in range(0, len(held_out), size)],
+        validation=Validation(
+            [collate(held_out[i : i + size]) for i in range(0, len(held_out), size)]
+        ),
         vocabulary=vocabulary_size(tokenizer),
     )
     if result.folder is None:
