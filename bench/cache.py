@@ -3,7 +3,8 @@
 `python -m bench.cache [--json] [--save] [--quick]`. SmolLM2's rows of made dialogues in the
 product's shards, beside two other layouts that only this bench writes: one uint32 an entry (18 bits
 of id, 14 of log-probability) in safetensors, and Parquet lists. Entries of 96 rows, a ticket's
-length, are read in lots of 16 as a batch asks for them, and one by one. Processor seconds, in turn, medians.
+length, are read in lots of 16 as a batch asks for them, and one by one. Processor seconds, in
+turn, medians.
 """
 
 import argparse
