@@ -95,8 +95,8 @@ MUTANTS = (
     Mutant(
         "T² only in the reported value",
         FUSED,
-        "kd_scale=alpha * temperature / problem.denominator",
-        "kd_scale=alpha / temperature / problem.denominator",
+        "kd_scale = alpha * temperature / problem.denominator",
+        "kd_scale = alpha / temperature / problem.denominator",
         PROOFS,
     ),
     Mutant(

@@ -180,6 +180,7 @@ def _chunk(
     alpha = problem.alpha[part].to(z.dtype)
     ce_scale = torch.where(labelled, 1 - alpha, 0)
     temperature = 1.0 if problem.teacher is None else problem.teacher.temperature
+    kd_scale = alpha * temperature / problem.denominator
     z_label = z.gather(1, label_ids)[:, 0]
     top = z.amax(-1, keepdim=True)
     if problem.teacher is None:
@@ -194,7 +195,7 @@ def _chunk(
             top,
             whole_support(problem.teacher, part, z.dtype),
             problem.divergence,
-            kd_scale=alpha * temperature / problem.denominator,
+            kd_scale=kd_scale,
             ce_scale=ce_scale / problem.denominator,
             temperature=temperature,
         )
@@ -206,7 +207,7 @@ def _chunk(
             top,
             support,
             problem.divergence,
-            kd_scale=alpha * temperature / problem.denominator,
+            kd_scale=kd_scale,
             ce_scale=ce_scale / problem.denominator,
             temperature=temperature,
             rows=(states, head),
