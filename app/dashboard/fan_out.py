@@ -1,6 +1,7 @@
 """A spec whose settings list several values becomes one run for every combination of them."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from itertools import product
@@ -10,7 +11,14 @@ from app.dashboard import knobs
 
 MOST_RUNS = 24
 """So many may start together: a slip of the hand asks for no thousand."""
-_SYMBOLS = {"temperature": "T", "alpha": "α", "beta": "β", "divergence": ""}
+_SYMBOLS = {
+    "temperature": "T",
+    "alpha": "α",
+    "beta": "β",
+    "divergence": "",
+    "profile": "",
+    "teacher_from": "teacher",
+}
 
 
 class TooMany(ValueError):
@@ -52,7 +60,8 @@ def fan_out(tree: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _words(knob: knobs.Knob, value: Any) -> str:
-    return f"{_SYMBOLS.get(knob.name, knob.label.lower())} {knob.shown(value)}".strip()
+    shown = re.split(r"[:,]\s", knob.shown(value))[0]  # what explains an option is for the form
+    return f"{_SYMBOLS.get(knob.name, knob.label.lower())} {shown}".strip()
 
 
 def _listed(tree: Any, path: Sequence[str]) -> list[Any]:

@@ -30,6 +30,20 @@ def test_every_combination_is_named_after_what_varies() -> None:
     assert tree["training"]["seed"] == [0, 1], "the given tree stays as it is"
 
 
+def test_what_explains_an_option_is_left_out_of_a_name() -> None:
+    tree = {
+        "name": "kd",
+        "capture": {"name": ["standard", "audit"]},
+        "training": {"objective": {"teacher": ["cache", "live"]}},
+    }
+    assert [f["name"] for f in fan_out(tree)] == [
+        "kd, teacher stored, standard",
+        "kd, teacher stored, audit",
+        "kd, teacher live, standard",
+        "kd, teacher live, audit",
+    ]
+
+
 @pytest.mark.parametrize(
     "training", [{}, {"seed": 3}, {"seed": [3]}, {"seed": [3, 3]}, {"schedule": {"betas": [0, 1]}}]
 )
