@@ -212,6 +212,13 @@ MUTANTS = (
         ("tests/workers/distill/test_selection.py",),
     ),
     Mutant(
+        "patience begins before anything is right",
+        "workers/distill/selection.py",
+        "return self.higher and value == 0",
+        "return False",
+        ("tests/workers/distill/test_selection.py",),
+    ),
+    Mutant(
         "the chosen micro-batch forgotten in the snapshot",
         "workers/distill/trainer.py",
         "batches.micro_size = trainer.progress.micro_size or batches.micro_size",

@@ -79,7 +79,8 @@ class Schedule(Chosen):
     probe choose. `ranks`: processes that share a step. Neither changes a loss beyond rounding.
     `select_by`: which validation metric says what weights are the best. `patience`: so many
     validations without an improvement of it by more than `min_delta` (in the unit it is shown in,
-    so points where that is per cent) end the training; None: never.
+    so points where that is per cent) end the training, counted from the first that found anything
+    right; None: never.
     """
 
     steps: int = Field(default=150, ge=1, le=10_000_000)

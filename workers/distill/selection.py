@@ -42,6 +42,10 @@ class Selection:
         gain = value - than if self.higher else than - value
         return gain > by
 
+    def nothing_yet(self, value: float) -> bool:
+        """Whether nothing is right so far: it may be too early, so patience does not begin."""
+        return self.higher and value == 0
+
     def words(self, value: float | None, count: int | None) -> str:
         """Return `highest exact match, 91.0 % of 64 conversations`."""
         side = "highest" if self.higher else "lowest"

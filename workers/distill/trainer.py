@@ -96,6 +96,8 @@ class _Progress:
     best_value: float | None = None
     best_count: int | None = None
     """Answers that the best value rests on, where it rests on answers."""
+    best_loss: float | None = None
+    """Validation loss of the best step: the lower one is better where the values are alike."""
     mark: float | None = None
     """The last value that was better than the one before it by more than `min_delta`."""
     waited: int = 0
@@ -241,14 +243,18 @@ class Trainer:
         if progress.owed:
             return values, False
         value = self.validation.measured(values, self.callbacks)
-        by = self.validation.selection
+        by, loss = self.validation.selection, values["validation/loss"]
         progress.waited += 1
         if by.better(value, progress.mark, by.min_delta):
             progress.mark, progress.waited = value, 0
+        if by.nothing_yet(value):
+            progress.waited = 0
         best = by.better(value, progress.best_value)
+        if value == progress.best_value and progress.best_loss is not None:
+            best = loss < progress.best_loss
         if best:
             progress.best_step, progress.best_value = progress.step, value
-            progress.best_count = count
+            progress.best_count, progress.best_loss = count, loss
         return values, best
 
     @property
@@ -307,7 +313,8 @@ class Trainer:
             "from here on will be kept.",
             "warning",
         )
-        self.progress.best_step = self.progress.best_value = self.progress.best_count = None
+        self.progress.best_step = self.progress.best_value = None
+        self.progress.best_count = self.progress.best_loss = None
 
 
 def train(  # noqa: PLR0913 - a core's entry: inputs, spec, where things go

@@ -14,6 +14,7 @@ from app.specs.training import Objective, RunSpec, Schedule, TrainingSpec
 from tests.workers.distill import tiny
 from tests.workers.distill.test_trainer import HELD_OUT, ITEMS, ROWS, Recorder, run, spec
 from tests.workers.tasks.test_teaching import Heard
+from workers.distill import selection
 from workers.distill.batches import BatchSource, Collator
 from workers.distill.checkpointing import MODEL, snapshot_folder
 from workers.distill.checkpoints import load_model, load_weights, state_sha256
@@ -103,6 +104,23 @@ def test_patience_counts_validations_by_hand(
     assert any(text.startswith(why) for text in recorder.logs) == (ended < 10)
 
 
+def test_alike_values_are_told_apart_by_the_loss_and_patience_waits_for_the_first_right_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = iter([(0, 3), (0, 2.5), (0, 2.8), (0.4, 2), (0.4, 1.8), (0.4, 1.9), (0.9, 1)])
+
+    def validate(_: Trainer) -> tuple[dict[str, float], int | None]:
+        value, loss = next(pairs)
+        return {"validation/loss": loss, RIGHT: value}, 64
+
+    monkeypatch.setattr(Trainer, "validate", validate)
+    by = judged(metric=RIGHT, label="exact match", higher=True, patience=2)
+    result, _ = run(tmp_path, spec(steps=14, validate_every=2), judging=by)
+    # .4 first came with the fourth validation, and the two after it were not better.
+    assert (result.ending, result.steps) == ("patience", 12)
+    assert (result.best_step, result.best_value) == (10, 0.4)
+
+
 ANSWERED = tiny.tickets(12, seed=4)
 
 
@@ -161,8 +179,11 @@ class Impatient(Recorder):
         return self.asked > 2  # the first is that of step 1, the next are the answers'
 
 
-def test_a_stop_within_the_answers_is_made_up_for_when_it_goes_on(tmp_path: Path) -> None:
+def test_a_stop_within_the_answers_is_made_up_for_when_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """All the same bits as without the stop, the best step and the patience included."""
+    monkeypatch.setitem(selection._SCORES, RIGHT, lambda *_: 0.25)
 
     def judging() -> Validation:
         by = Selection(metric=RIGHT, label="exact match", higher=True, patience=2)
@@ -171,14 +192,14 @@ def test_a_stop_within_the_answers_is_made_up_for_when_it_goes_on(tmp_path: Path
     whole_points, first, second = Recorder(), Impatient(), Recorder()
     what = spec(steps=8, validate_every=2)
     whole, whole_model = run(tmp_path / "whole", what, whole_points, judging=judging())
-    assert (whole.ending, whole.steps) == ("patience", 6), "it answers nothing right"
+    assert (whole.ending, whole.steps) == ("patience", 6)
     half, _ = run(tmp_path / "half", what, first, judging=judging())
     assert (half.ending, half.steps) == ("stopped", 2)
     assert RIGHT not in first.points[2]
     left = tmp_path / "half" / "snapshots"
     resumed, model = run(tmp_path / "half", what, second, judging=judging(), resume=left, seed=7)
     assert state_sha256(model) == state_sha256(whole_model)
-    assert second.points[2][RIGHT] == whole_points.points[2][RIGHT] == 0.0
+    assert second.points[2][RIGHT] == whole_points.points[2][RIGHT] == 0.25
     for name in ("steps", "ending", "best_step", "best_value", "best_count", "tokens"):
         assert getattr(resumed, name) == getattr(whole, name), name
     # What ended by patience and was lost before its result is not trained any further.
@@ -212,8 +233,8 @@ def test_token_agreement_is_measured_where_it_decides(tmp_path: Path) -> None:
     ids = HELD_OUT.teacher.ids.clone()
     ids[::3, 0] = 400  # another top token than any student's
     batch = replace(HELD_OUT, teacher=replace(HELD_OUT.teacher, ids=ids))
-    selection = Selection(metric="validation/agreement", label="token agreement", higher=True)
-    by = Validation([batch], selection)
+    how = Selection(metric="validation/agreement", label="token agreement", higher=True)
+    by = Validation([batch], how)
     result, model = run(tmp_path, spec(validate_every=6), recorder, judging=by)
     with torch.no_grad():
         hidden = model.base_model(HELD_OUT.input_ids, attention_mask=HELD_OUT.attention_mask)
