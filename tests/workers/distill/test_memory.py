@@ -182,7 +182,7 @@ def test_where_not_even_one_fits_the_mend_is_named_and_the_snapshot_kept(
     monkeypatch.setattr(_Full, "rows", [])
     monkeypatch.setattr(_Full, "none_from", 13)
     what = spec(validate_every=1000, micro_batch_size=2)
-    with pytest.raises(OutOfMemoryError, match=r"Step 4: not even one .* or take a smaller"):
+    with pytest.raises(OutOfMemoryError, match=r"Step 4: not even one .* take a smaller student"):
         run(tmp_path, what, validated=False)
     assert [f.name for f in snapshot_folders(tmp_path / "snapshots")] == ["step-00000002"]
     monkeypatch.setattr(_Full, "none_from", 10**9)
