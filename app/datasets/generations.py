@@ -48,6 +48,7 @@ def start(session: Session, project: Project, data: GenerationRequest, *, owner:
         title=f"Answer {prompts.filename} with {checkpoint.name}",
         project_id=project.id,
         owner=owner,
+        queue=checkpoints.queue_of(checkpoint),
     )
     upload.job_id = enqueue(session, request).id
     session.flush()

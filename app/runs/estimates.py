@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from sqlalchemy.orm import Session
 
 from app.checkpoints.models import Checkpoint
+from app.checkpoints.service import queue_of
 from app.jobs import queries as jobs
 from app.runs.advice import Findings, look_at_disk
 from app.runs.coverage import cover_of
@@ -38,7 +39,7 @@ def _at_most(training: PartOut, schedule: Schedule) -> PartOut:
 
 def _filling(session: Session, subject: Subject, missing: int) -> PartOut:
     """Return how long the missing rows take, which all workers that live share."""
-    shared = jobs.lanes(session, JobKind.PRECOMPUTE)
+    shared = 1 if queue_of(subject.teacher) else jobs.lanes(session, JobKind.PRECOMPUTE)
     found = part(session, "precompute", missing / shared, subject.teacher, "tokens")
     if shared == 1 or not missing or found.seconds is None:
         return found

@@ -1,11 +1,13 @@
 """The jobs that fill the teacher cache a run reads: one, or one for each worker and one after."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.checkpoints.models import Checkpoint
+from app.checkpoints.service import queue_of
 from app.datasets.models import DatasetVersion
 from app.jobs import queries as jobs
 from app.jobs.models import Job, JobDependency
@@ -31,11 +33,15 @@ def ask_for_cache(session: Session, run: Run, spec: RunSpec, owner: str) -> Job:
     """
     wanted = capture_of(spec)
     job = _on_its_way(session, run.project_id, wanted)
+    queue = queue_of(session.get(Checkpoint, wanted.teacher_id))
     if job is None:
-        shares = [_request(run, share, owner) for share in _shares(session, wanted)]
+        # A server bounds its requests by itself, so one job asks it.
+        divided = _shares(session, wanted) if queue is None else []
+        shares = [_request(run, share, owner) for share in divided]
         parts = [enqueue(session, share) for share in shares]
         after = [part.id for part in parts]
-        job = enqueue(session, _request(run, wanted, owner, depends_on=after))
+        whole = replace(_request(run, wanted, owner, depends_on=after), queue=queue)
+        job = enqueue(session, whole)
     for needed in (*parts_of(session, job.id), job):
         session.add(RunJob(run_id=run.id, job_id=needed.id, role="precompute"))
     session.flush()

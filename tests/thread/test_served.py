@@ -35,7 +35,7 @@ from app.runs.models import RunJob
 from app.settings import Settings
 from app.specs.checkpoint import CheckpointCard, EndpointSource, FolderSource
 from app.specs.evaluation import EvaluationSpec
-from app.specs.jobs import JobKind, JobState
+from app.specs.jobs import JobKind, JobState, Queue
 from app.specs.teacher import CaptureProfile
 from app.specs.training import Objective, RenderSpec, RunSpec, Schedule, TrainingSpec
 from app.teacher_cache.models import CacheSpaceRow
@@ -172,6 +172,13 @@ def test_a_run_learns_from_a_server_what_it_learns_from_the_same_weights(
     with transaction(factory) as session:
         curves = {n: series(session, [job])["train/kd_loss"] for n, (_, job) in made.items()}
         spaces = session.scalars(select(CacheSpaceRow)).all()
+        queues = {
+            job.spec["teacher_id"]: job.queue
+            for job in session.scalars(select(Job).where(Job.kind == JobKind.PRECOMPUTE))
+        }
+        assert queues == {ids["served"]: Queue.CPU, ids["here"]: Queue.GPU}, (
+            "a server needs no card"
+        )
         rows = session.scalars(select(Evaluation)).all()
         metrics = {
             row.id: set(
@@ -231,6 +238,7 @@ def test_answers_of_a_text_only_server_are_trained_on(
             checkpoint="text", prompts_upload_id=upload(session, project, prompts, allowing)
         )
         answers = generations.start(session, project, request, owner=OWNER)
+        assert session.get_one(Job, answers.job_id).queue == Queue.CPU
     carry_out_here(factory, allowing)
     with transaction(factory) as session:
         job = session.get_one(Job, answers.job_id)
