@@ -3,7 +3,6 @@
 import json
 import ssl
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -64,6 +63,7 @@ class Served:
     most_at_once: int = 0
     address: str = ""
     lock: Any = field(default_factory=threading.Lock)
+    closing: threading.Event = field(default_factory=threading.Event)
 
     @property
     def url(self) -> str:
@@ -153,6 +153,7 @@ class Served:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    timeout = 10
     served: Served
 
     def log_message(self, *_: object) -> None:
@@ -174,7 +175,7 @@ class _Handler(BaseHTTPRequestHandler):
             fault = self._next_fault(faults)
         try:
             if faults.hang:
-                time.sleep(faults.hang)
+                served.closing.wait(faults.hang)
             if dead or fault == "cut":
                 self.close_connection = True
                 return
@@ -236,11 +237,12 @@ def serving(served: Served, tls: tuple[Path, Path] | None = None) -> Iterator[Se
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(*map(str, tls))
         server.socket = context.wrap_socket(server.socket, server_side=True)
-    server.daemon_threads = True
+    server.daemon_threads = False  # joined below: none may compute while the interpreter ends
     threading.Thread(target=server.serve_forever, daemon=True).start()
     served.address = f"{'https' if tls else 'http'}://127.0.0.1:{server.server_port}"
     try:
         yield served
     finally:
+        served.closing.set()
         server.shutdown()
         server.server_close()
