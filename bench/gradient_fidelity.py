@@ -145,8 +145,10 @@ def _noisy(teacher: Any, scale: float) -> Any:
 
 def far_student(teacher: Any, items: list[RenderedConversation]) -> Any:
     """Return the teacher less so many layers, evenly, that its KL comes nearest to 5."""
-    made = {depth: prune(teacher, PruneSpec(depth=depth)) for depth in (28, 26, 24, 22)}
-    return min(made.values(), key=lambda student: abs(Problem(teacher, student, items).kl() - FAR))
+    found: dict[int, float] = {}
+    for depth in range(28, 20, -1):
+        found[depth] = Problem(teacher, prune(teacher, PruneSpec(depth=depth)), items).kl()
+    return prune(teacher, PruneSpec(depth=min(found, key=lambda d: abs(found[d] - FAR))))
 
 
 def stored(rows: list[TargetRows], profile: CaptureProfile) -> tuple[TargetRows, float]:
@@ -200,11 +202,13 @@ def measure(tokens: int) -> report.Facts:
 
 
 def _compared(gradient: torch.Tensor, full: torch.Tensor) -> dict[str, float]:
-    dot, long, whole = (gradient * full).sum(), gradient.norm(), full.norm()
-    cosine = float((dot / (long * whole)).clamp(-1, 1))
+    one, other = gradient.double(), full.double()
+    one, other = one / one.norm(), other / other.norm()
+    # Twice the arc sine of half the chord: an arc cosine near 1 would lose small angles.
+    half = float((one - other).norm()) / 2
     return {
-        "angle_degrees": math.degrees(math.acos(cosine)),
-        "head_error": float((gradient - full).norm() / whole),
+        "angle_degrees": math.degrees(2 * math.asin(min(half, 1.0))),
+        "head_error": float((gradient - full).norm() / full.norm()),
     }
 
 
