@@ -186,14 +186,14 @@ def run_capture(folder: Path) -> dict[str, Any]:
     space = CacheSpace(
         weights_fingerprint="0" * 64, tokenizer_fingerprint="0" * 64, vocabulary=VOCABULARY
     )
-    report, _ = capture(conversations(), live, space, folder=folder, callbacks=Silent())
+    captured, _ = capture(conversations(), live, space, folder=folder, callbacks=Silent())
     ids = [c.input_ids for c in conversations()[:BATCH]]
     bare, kept = [], []
     for _ in range(3):
         bare.append(report.cpu_seconds(lambda: live.bare_forward(ids)))
         kept.append(report.cpu_seconds(lambda: live.capture(ids, PROFILE)))
     return {
-        "seconds_per_token": report.seconds / report.new_rows,
+        "seconds_per_token": captured.seconds / captured.new_rows,
         "vs_forward": statistics.median(kept) / statistics.median(bare),
     }
 
