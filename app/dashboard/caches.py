@@ -48,7 +48,7 @@ class CacheLine:
     runs: tuple[tuple[int, str], ...]
     """(number, name) of the project's runs that read it, the newest first."""
     asked_rows: int
-    """Rows that succeeded captures needed."""
+    """Rows that runs needed, each run counted."""
     scored_rows: int
     """Those of them that were not there yet."""
     used_at: datetime | None
@@ -179,13 +179,18 @@ def _runs(session: Session, project: Project) -> Mapping[str, list[tuple[int, st
 
 
 def _asked(session: Session) -> Mapping[str, tuple[int, int, datetime | None]]:
-    """Return per cache the rows captures asked for, those they had to score, and the last time."""
+    """Return per cache the rows runs asked for, those that were scored for it, and the last time.
+
+    Every run that waited for a capture asked for its rows; the parts of a shared capture score what
+    the job after them was asked for.
+    """
     address = Job.result["address"].as_string()
+    readers = select(func.count()).where(RunJob.job_id == Job.id).correlate(Job).scalar_subquery()
+    whole = Job.spec["part"].as_string().is_(None)
     rows = session.execute(
         select(
             address,
-            # The parts of a shared capture score what the job after them was asked for.
-            func.sum(_REPORT["rows"].as_integer()).filter(Job.spec["part"].as_string().is_(None)),
+            func.sum(_REPORT["rows"].as_integer() * func.greatest(readers, 1)).filter(whole),
             func.sum(_REPORT["new_rows"].as_integer()),
             func.max(Job.ended_at),
         )

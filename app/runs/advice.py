@@ -205,7 +205,7 @@ def _look_at_teacher(session: Session, found: Findings, subject: Subject, spec: 
         )
     elif objective.temperature > 1 and spec.capture.name != "dense":
         report = cache.report(session, space_of(teacher, spec.capture).address)
-        found.warnings.append(_mass_sentence(objective.temperature, report))
+        found.warnings.append(_mass_sentence(objective.temperature, report, spec.capture.name))
 
 
 def _look_at_profile(found: Findings, teacher: CheckpointCard, spec: RunSpec) -> None:
@@ -262,17 +262,17 @@ def _look_at_server(
     return True
 
 
-def _mass_sentence(temperature: float, report: CacheReport | None) -> str:
+def _mass_sentence(temperature: float, report: CacheReport | None, profile: str) -> str:
     mass = report.captured_mass.get(f"{temperature:g}") if report else None
     if mass is None:
         return (
             f"At temperature {temperature:g} the stored head holds less of the teacher's "
             "distribution than at 1; how much is measured when the cache is filled."
         )
+    more = "the live teacher keeps" if profile == "audit" else "audit rows or the live teacher keep"
     return (
         f"At temperature {temperature:g} the stored head holds {number(100 * mass, 1)} % of the "
-        "teacher's distribution; the rest is one bucket. Temperature 1 loses least; audit rows or "
-        "the live teacher keep more."
+        f"teacher's distribution; the rest is one bucket. Temperature 1 loses least; {more} more."
     )
 
 

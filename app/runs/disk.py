@@ -24,6 +24,7 @@ from app.teacher_cache.service import space_of
 
 STANDARD_BYTES_A_ROW = 67.0
 """What the standard profile is held to; used until a space has shards of its own."""
+USUAL_HEAD = 32
 SNAPSHOT_WEIGHTS = 3
 """A snapshot holds the weights and two moments of the optimiser, in float32."""
 SNAPSHOTS_KEPT = 3
@@ -34,9 +35,9 @@ def expected_bytes(profile: CaptureProfile, vocabulary: int) -> float:
     """Return what a row of the profile takes, at most, where none was written yet."""
     id_bytes = 2 if vocabulary <= 1 << 16 else 3
     samples = profile.tail_samples * (id_bytes + 1)
-    if profile.value_bytes == 1:
-        return STANDARD_BYTES_A_ROW + samples
-    return min(profile.k_max, vocabulary) * (id_bytes + profile.value_bytes) + samples
+    head = min(profile.k_max, vocabulary) * (id_bytes + profile.value_bytes)
+    usual = profile.k_max <= USUAL_HEAD and profile.value_bytes == 1
+    return (STANDARD_BYTES_A_ROW if usual else head) + samples
 
 
 def disk_of(

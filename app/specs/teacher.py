@@ -134,5 +134,7 @@ class CacheReport(Spec):
     bare_forward_seconds: float | None = None
     captured_mass: dict[str, float] = Field(default_factory=dict)
     """Mean head mass per temperature of the grid."""
+    measured_rows: int = 0
+    """Of a space: the rows that these means are over."""
     mean_entropy: float = 0.0
     faithfulness: Faithfulness | None = None

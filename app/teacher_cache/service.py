@@ -125,7 +125,13 @@ def drop_files(session: Session, address: str, settings: Settings) -> None:
 
 
 def sweep(session: Session, settings: Settings) -> None:
-    """Remove the shard files that no row names; who has one open reads on."""
+    """Remove shards that nothing is read from, and the files that no row names.
+
+    Of an entry captured twice the first row counts, so a whole shard may be for nothing. Who has a
+    file open reads on.
+    """
+    read = select(CacheEntry.shard_id).where(CacheEntry.shard_id == CacheShard.id)
+    session.execute(delete(CacheShard).where(~read.exists()))
     root = settings.blobs / FOLDER
     if not root.is_dir():
         return
@@ -160,19 +166,44 @@ def drop_shard(session: Session, address: str, sha256: str) -> None:
     )
 
 
+def _together(before: CacheReport | None, found: CacheReport) -> CacheReport:
+    """Return the last capture's report with means over all rows that captures have measured.
+
+    One that checked nothing leaves the last check standing.
+    """
+    new = found.new_rows if found.captured_mass else 0
+    if before is None:
+        return found.model_copy(update={"measured_rows": new})
+    old = before.measured_rows
+    grid = found.captured_mass if new else before.captured_mass
+    share = new / max(old + new, 1)
+
+    def mean(was: float, measured: float) -> float:
+        return (1 - share) * was + share * measured
+
+    return found.model_copy(
+        update={
+            "measured_rows": old + new,
+            "captured_mass": {
+                t: mean(before.captured_mass.get(t, m), found.captured_mass.get(t, m))
+                for t, m in grid.items()
+            },
+            "mean_entropy": mean(before.mean_entropy, found.mean_entropy),
+            "faithfulness": found.faithfulness or before.faithfulness,
+        }
+    )
+
+
 def captured(session: Session, address: str, job: PrecomputeJob, found: CacheReport) -> None:
     """Keep what a capture measured (mass, entropy, faithfulness) and what it now covers.
 
     A part of a shared capture measured its share, and covers nothing by itself.
     """
-    row = session.get(CacheSpaceRow, address)
+    row = session.get(CacheSpaceRow, address, with_for_update=True)
     if row is None:
         return
-    fresh = found.model_dump(mode="json")
-    if row.report is not None and not found.new_rows:
-        # A job that found everything cached measured no mass: the figures of the last one stay.
-        fresh = {**row.report, "faithfulness": fresh["faithfulness"]}
-    row.report = fresh
+    before = CacheReport.model_validate(row.report) if row.report is not None else None
+    row.report = _together(before, found).model_dump(mode="json")
     if job.part is not None:
         return
     covered = {

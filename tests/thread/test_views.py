@@ -4,6 +4,7 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.orm import Session, sessionmaker
 
+from app.datasets.models import DatasetVersion
 from app.db.session import transaction
 from app.jobs.models import Job, Worker
 from app.projects.models import Project
@@ -17,9 +18,11 @@ from tests.support import made_rows
 from tests.support.workers import carry_out_here
 from tests.workers.distill import tiny
 from workers.distill.checkpoints import read_card, save_checkpoint
+from workers.tasks import precompute
 
 Factory = sessionmaker[Session]
-VIEWS = {
+Values = dict[str, object]
+VIEWS: dict[str, tuple[Values, Values]] = {
     "sampled": ({}, {"name": "sampled"}),
     "audit": ({"temperature": 2}, {"name": "audit"}),
     "live": ({"temperature": 1.5, "teacher": "live"}, {}),
@@ -27,6 +30,7 @@ VIEWS = {
 
 
 def start(session: Session, settings: Settings) -> None:
+    """Start a run for each view, of a teacher and student that can really be trained."""
     project = made_rows.project(session)
     made = {}
     for name, model in (("teacher", tiny.llama(hidden=48, seed=9)), ("student", tiny.llama())):
@@ -35,23 +39,29 @@ def start(session: Session, settings: Settings) -> None:
         save_checkpoint(model, tiny.tokenizer(), folder)
         row.card = read_card(folder).model_dump(mode="json")
         made[name] = row.id
-    version = made_rows.version(session, project, settings)
-    for name, (objective, capture) in VIEWS.items():
-        spec = RunSpec.model_validate(
-            {
-                "name": name,
-                "teacher_id": made["teacher"],
-                "student_id": made["student"],
-                "dataset_version_id": version.id,
-                "capture": capture,
-                "training": {
-                    "objective": objective,
-                    "schedule": {"steps": 3, "batch_size": 4, "warmup_steps": 1},
-                    "render": {"max_tokens": 256},
-                },
-            }
-        )
-        service.start(session, project, spec, owner="ada")
+    made_rows.version(session, project, settings)
+    for name, view in VIEWS.items():
+        ask(session, name, *view, teacher=made["teacher"], student=made["student"])
+
+
+def ask(
+    session: Session, name: str, objective: Values, capture: Values, *, teacher: int, student: int
+) -> None:
+    spec = RunSpec.model_validate(
+        {
+            "name": name,
+            "teacher_id": teacher,
+            "student_id": student,
+            "dataset_version_id": session.scalars(select(DatasetVersion.id)).one(),
+            "capture": capture,
+            "training": {
+                "objective": objective,
+                "schedule": {"steps": 3, "batch_size": 4, "warmup_steps": 1},
+                "render": {"max_tokens": 256},
+            },
+        }
+    )
+    service.start(session, session.scalars(select(Project)).one(), spec, owner="ada")
 
 
 @pytest.mark.slow
@@ -90,3 +100,19 @@ def test_every_view_trains_and_two_workers_share_a_cache(
                 select(CacheEntry.entry).where(CacheEntry.space == found[0]["address"])
             ).all()
             assert len(held) == whole["entries"]
+        ask(session, "hotter", {"temperature": 4}, {"name": "audit"}, teacher=1, student=2)
+
+    def loaded(_: object) -> None:
+        pytest.fail("the teacher was loaded though nothing is missing")
+
+    monkeypatch.setattr(precompute, "load_model", loaded)
+    carry_out_here(factory, settings)
+    with transaction(factory) as session:
+        run = queries.by_number(session, session.scalars(select(Project.id)).one(), 4)
+        assert run is not None
+        assert run.state == "succeeded"
+        phase = run.phase("precompute")
+        assert phase is not None
+        report = (phase.job.result or {})["report"]
+        assert (report["new_rows"], report["missing_rows"]) == (0, 0)
+        assert report["rows"] > 0

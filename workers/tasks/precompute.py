@@ -11,9 +11,9 @@ from app.jobs.lease import Claim
 from app.settings import Settings
 from app.specs.jobs import JobKind, PrecomputeJob
 from app.specs.teacher import CacheReport, CacheSpace
-from app.teacher_cache import service
+from app.teacher_cache import queries, service
 from workers.distill.callbacks import Callbacks
-from workers.distill.capture import capture, check_faithfulness
+from workers.distill.capture import capture, check_faithfulness, nothing_missing
 from workers.distill.checkpoints import compute_device, load_model
 from workers.distill.errors import UnfaithfulCacheError
 from workers.distill.rendering import Renderer
@@ -23,6 +23,7 @@ from workers.distill.tokenizers import load_tokenizer
 from workers.distill.values import RenderedConversation
 from workers.job.task import BodyContext, Inputs, Task
 from workers.tasks.caching import DAMAGED, Shards, give_up, sound
+from workers.tasks.left_out import tell
 from workers.tasks.served import ServerInputs, require_rows, server_of
 from workers.tasks.sets import read_conversations, tokenizer_folder, version_path
 
@@ -40,6 +41,8 @@ class PrecomputeInputs(Inputs):
     """Whom to ask, where the teacher is behind a server."""
     top: int = 0
     """Most log-probabilities a token that the server gives."""
+    checked: bool = False
+    """Whether what the cache holds was compared with the teacher already."""
 
 
 @contextmanager
@@ -69,6 +72,7 @@ class PrecomputeTask:
         require_rows("The teacher's server", card)
         space = service.space_of(card, job.profile)
         service.open_space(session, space, teacher_id=job.teacher_id)
+        known = queries.report(session, space.address)
         return PrecomputeInputs(
             job=job,
             teacher=folder,
@@ -80,6 +84,7 @@ class PrecomputeTask:
             },
             server=server,
             top=(card.server.top or 0) if card.server else 0,
+            checked=known is not None and known.faithfulness is not None,
         )
 
     def run(self, inputs: PrecomputeInputs, context: BodyContext) -> dict[str, Any]:
@@ -92,10 +97,12 @@ class PrecomputeTask:
         tokenizer = load_tokenizer(Path(inputs.teacher))
         conversations = read_conversations(inputs.conversations, ("train", "validation"))
         rendered = Renderer(tokenizer, job.render).render_all(conversations)
-        for reason, count in rendered.skipped.items():
-            calls.log(f"{count} conversations left out: {reason}", "warning")
-        if rendered.in_parts:
-            calls.log(f"{rendered.in_parts} conversations in parts: the template rewrites turns")
+        tell(rendered, calls)
+        held = {entry for entries in shards.values() for entry in entries}
+        if inputs.checked and all(r.entry in held for r in rendered.rendered):
+            calls.log("The cache holds every row already; the teacher is not needed.")
+            report = nothing_missing(rendered.rendered)
+            return {"address": inputs.space.address, "report": report.model_dump(mode="json")}
         with _teacher(inputs, calls) as teacher:
             return self._capture(inputs, context, rendered.rendered, teacher, shards)
 

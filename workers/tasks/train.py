@@ -23,6 +23,7 @@ from workers.distill.trainer import TrainResult, train
 from workers.job.ranks import sharing
 from workers.job.task import BodyContext, Inputs, Task
 from workers.tasks.caching import give_up, giving_up_damaged
+from workers.tasks.left_out import counted, tell
 from workers.tasks.sets import (
     checkpoint_folder,
     read_conversations,
@@ -97,7 +98,9 @@ class TrainTask:
         read = {s: read_conversations(inputs.conversations, (s,)) for s in ("train", "validation")}
         if inputs.pair is not None:
             require_same_ids(inputs.pair, read["train"], calls)
-        training = Renderer(tokenizer, spec.render).render_all(read["train"]).rendered
+        found = Renderer(tokenizer, spec.render).render_all(read["train"])
+        tell(found, calls)
+        training = found.rendered
         require_context(model, training)
         lookup = ShardLookup([Path(p) for p in inputs.shards], inputs.job.run.capture.temperatures)
         with lookup:
@@ -108,6 +111,7 @@ class TrainTask:
                 spec.schedule,
                 spec.seed,
             )
+            calls.log(f"Trained on {counted(len(batches), 'conversation')}.")
             if batches.missing_entries:
                 gap = f"{batches.missing_entries} conversations have no teacher rows"
                 calls.log(gap, "warning")

@@ -51,10 +51,10 @@ class Bench:
         card = CheckpointCard.model_validate(self.teacher.card)
         return filling.space_of(card, CaptureProfile()).address
 
-    def captured(self, **report: Any) -> None:
+    def captured(self, *, profile: CaptureProfile | None = None, **report: Any) -> None:
         """Record a capture of the version: 70 conversations, 30 tokens each, unless changed."""
         card = CheckpointCard.model_validate(self.teacher.card)
-        space = filling.space_of(card, CaptureProfile())
+        space = filling.space_of(card, profile or CaptureProfile())
         filling.open_space(self.session, space, teacher_id=self.teacher.id)
         job = PrecomputeJob(
             teacher_id=self.teacher.id, dataset_version_id=self.version.id, render=RENDER

@@ -112,6 +112,27 @@ def test_a_capture_that_found_everything_keeps_the_measured_mass(bench: Bench) -
     assert covered.missing_rows == 0
 
 
+def test_means_are_over_every_row_that_was_measured(bench: Bench) -> None:
+    bench.captured(new_rows=100, captured_mass={"1": 0.9, "2": 0.2}, mean_entropy=1.0)
+    bench.captured(new_rows=300, captured_mass={"1": 0.5, "2": 0.4}, mean_entropy=2.0)
+    bench.captured(new_rows=0, captured_mass={})
+    report = cache.report(bench.session, bench.space())
+    assert report is not None
+    assert report.measured_rows == 400
+    assert report.captured_mass == pytest.approx({"1": 0.6, "2": 0.35})
+    assert report.mean_entropy == pytest.approx(1.75)
+
+
+def test_audit_rows_are_not_advised_to_who_has_them(bench: Bench) -> None:
+    spec = bench.spec(objective={"temperature": 2})
+    bench.captured(captured_mass={"1": 0.9, "2": 0.3})
+    assert "audit rows or the live teacher keep more" in " ".join(bench.look(spec).warnings)
+    audit = CaptureProfile(name="audit")
+    bench.captured(profile=audit, captured_mass={"1": 0.97, "2": 0.5})
+    words = " ".join(bench.look(spec.model_copy(update={"capture": audit})).warnings)
+    assert "; the live teacher keeps more" in words
+
+
 @pytest.mark.parametrize(
     ("change", "kind", "allowed"),
     [

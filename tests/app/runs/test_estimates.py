@@ -12,10 +12,12 @@ from app.evaluations import service as evaluations
 from app.jobs import lease
 from app.jobs.models import Job, JobSnapshot
 from app.runs import service
+from app.runs.disk import expected_bytes
 from app.runs.schemas import PartOut
 from app.runs.subject import epochs, trained_on
 from app.runs.times import START, spread
 from app.specs.jobs import JobKind, JobState, Queue
+from app.specs.teacher import CaptureProfile
 from app.teacher_cache.models import CacheShard
 from tests.app.runs.conftest import Bench
 from tests.support import made_rows
@@ -290,3 +292,20 @@ def test_a_version_that_was_captured_at_another_length_is_not_called_new(bench: 
     cover = bench.look(bench.spec(render={"max_tokens": 77})).cache
     assert cover is not None
     assert "captured with other rendering settings" in cover.basis
+
+
+@pytest.mark.parametrize(
+    ("profile", "bytes_a_row"),
+    [
+        (CaptureProfile(), 67),
+        (CaptureProfile(name="sampled"), 67 + 8 * 3),
+        (CaptureProfile(k_max=512), 512 * 3),
+        (CaptureProfile(name="audit"), 256 * 4),
+        (CaptureProfile(name="dense"), 40_000 * 4),
+    ],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_what_a_row_takes_follows_from_its_profile(
+    profile: CaptureProfile, bytes_a_row: float
+) -> None:
+    assert expected_bytes(profile, 40_000) == bytes_a_row
