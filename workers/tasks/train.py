@@ -13,8 +13,14 @@ from app.specs.checkpoint import CheckpointCard
 from app.specs.jobs import JobKind, TrainJob
 from app.teacher_cache import service as cache
 from workers.distill.batches import BatchSource, Collator
-from workers.distill.checkpointing import recorded_snapshots
-from workers.distill.checkpoints import compute_device, load_model, read_card, save_checkpoint
+from workers.distill.checkpointing import MODEL, recorded_snapshots, snapshot_folder
+from workers.distill.checkpoints import (
+    compute_device,
+    load_model,
+    load_weights,
+    read_card,
+    save_checkpoint,
+)
 from workers.distill.ranks import Ranks
 from workers.distill.rendering import Renderer
 from workers.distill.teacher_shards import ShardLookup
@@ -135,11 +141,16 @@ class TrainTask:
             return {}
         made = result.folder
         if made is None:  # stopped: what it had learned is kept, if "keep" was asked for
-            made = context.workdir / "checkpoint"
+            made, best = context.workdir / "checkpoint", result.best_step
+            if best is not None and best != result.steps:
+                load_weights(model, snapshot_folder(context.workdir / "snapshots", best) / MODEL)
+                calls.log(
+                    f"Stopped after step {result.steps}; kept is step {best}, the best so far."
+                )
             save_checkpoint(model, tokenizer, made)
         card = read_card(made, licence=inputs.licence)
         values = {name: getattr(result, name) for name in ("steps", "tokens", "seconds", "lasted")}
-        values |= _kept(result) if result.folder is not None else {}
+        values |= _kept(result)
         return {"folder": str(made.absolute()), "card": card.model_dump(mode="json"), **values}
 
     def publish(
