@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from app.specs.teacher import CaptureProfile
+from workers.distill.errors import CheckpointError
 from workers.distill.heads import split_head
 from workers.distill.rendering import entry_of
 from workers.distill.values import LiveTargets, StudentBatch, TargetRows
@@ -33,8 +34,13 @@ class Teacher(Protocol):
     ) -> list[TargetRows]:
         """Return rows [L − 1] for each sequence of ids [L]."""
 
-    def log_probs(self, batch: Sequence[NDArray[np.int32]]) -> Iterator[torch.Tensor]:
-        """Yield float64 log-probabilities [L − 1, V] at T = 1, sequence by sequence."""
+    def log_probs(
+        self, batch: Sequence[NDArray[np.int32]], *, chunk: int | None = None
+    ) -> Iterator[torch.Tensor]:
+        """Yield float64 log-probabilities [c, V] at T = 1, sequence by sequence.
+
+        c: at most `chunk` positions of one sequence of ids [L]; all its L − 1 without.
+        """
 
 
 class LocalTeacher:
@@ -54,7 +60,10 @@ class LocalTeacher:
     def capture(
         self, batch: Sequence[NDArray[np.int32]], profile: CaptureProfile
     ) -> list[TargetRows]:
-        """Return rows [L − 1] for each sequence: adaptive head, log r per T, entropy, samples."""
+        """Return rows [L − 1] for each sequence: adaptive head, log r per T, entropy, samples.
+
+        Errors: CheckpointError where what the model gives is not finite.
+        """
         states = self._states(batch)
         offsets = _offsets(batch).to(states.device) if profile.tail_samples else None
         block = _BLOCK if states.device.type == "cpu" else self._chunk
@@ -66,18 +75,23 @@ class LocalTeacher:
                 part = slice(at, at + block)
                 parts.append(_rows(fresh[part], profile, None if drawn is None else drawn[part]))
         whole = TargetRows(*(torch.cat(c).cpu().numpy() for c in zip(*parts, strict=True)))
+        if not np.isfinite(whole.entropy).all():
+            raise CheckpointError(
+                "The teacher gives numbers that are not finite: its weights are damaged. Register "
+                "the checkpoint again."
+            )
         borders = np.cumsum([0, *(len(ids_) - 1 for ids_ in batch)])
         return [whole.take(slice(int(a), int(b))) for a, b in itertools.pairwise(borders)]
 
     @torch.inference_mode()
-    def log_probs(self, batch: Sequence[NDArray[np.int32]]) -> Iterator[torch.Tensor]:
-        """Yield float64 log-probabilities [L − 1, V] at T = 1; for small samples only."""
-        states = self._states(batch)
-        start = 0
-        for ids in batch:
-            stop = start + len(ids) - 1
-            yield torch.log_softmax((states[start:stop] @ self._head.t()).double(), -1)
-            start = stop
+    def log_probs(
+        self, batch: Sequence[NDArray[np.int32]], *, chunk: int | None = None
+    ) -> Iterator[torch.Tensor]:
+        """Yield float64 log-probabilities [c, V] at T = 1, `chunk` positions at a time."""
+        whole = torch.split(self._states(batch), [len(ids) - 1 for ids in batch])
+        for states in whole:
+            for part in torch.split(states, chunk or max(len(states), 1)):
+                yield torch.log_softmax(part @ self._head.t(), -1, dtype=torch.float64)
 
     @torch.inference_mode()
     def bare_forward(self, batch: Sequence[NDArray[np.int32]]) -> None:

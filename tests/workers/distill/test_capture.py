@@ -11,14 +11,17 @@ import torch
 
 from app.specs.teacher import CacheSpace, CaptureProfile
 from tests.workers.distill.conftest import make_model
+from workers.distill import capture as core
 from workers.distill.callbacks import Silent
 from workers.distill.capture import capture, check_faithfulness, plan_capture
-from workers.distill.errors import HeadError, MissingRowsError
+from workers.distill.errors import CheckpointError, HeadError, MissingRowsError
 from workers.distill.heads import split_head
+from workers.distill.losses.dense import dense_bucket
 from workers.distill.rendering import entry_of
+from workers.distill.teacher_rows import decode
 from workers.distill.teacher_shards import ShardLookup
 from workers.distill.teachers import LocalTeacher
-from workers.distill.values import RenderedConversation
+from workers.distill.values import RenderedConversation, SparseTargets
 
 V, PADDED = 390, 400
 PROFILE = CaptureProfile(k_max=16)
@@ -170,6 +173,56 @@ def test_faithful_and_unfaithful_caches(tmp_path: Path, teacher: LocalTeacher) -
     assert "not faithful" in wrong.sentence
     with pytest.raises(MissingRowsError, match="lacks"):
         check_faithfulness([talk(99, 6)], teacher, PROFILE, shards)
+
+
+def test_the_check_of_a_long_conversation_is_bounded(
+    tmp_path: Path, teacher: LocalTeacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 700 tokens the first 512 are compared, 64 at a time, with what the whole text gives."""
+    long = talk(7, 700)
+    capture([long], teacher, SPACE, folder=tmp_path, callbacks=Silent())
+    shards = list(tmp_path.iterdir())
+    [live] = teacher.log_probs([long.input_ids])
+    with ShardLookup(shards, PROFILE.temperatures) as lookup:
+        [stored] = lookup.rows([long.entry])
+    assert stored is not None
+    targets = decode(stored.take(slice(0, 511)), 1.0, PROFILE.temperatures)
+    expected = float(dense_bucket(live[:511], targets).sum()) / 511
+    shapes: list[tuple[int, ...]] = []
+
+    def seen(logits: torch.Tensor, rows: SparseTargets) -> torch.Tensor:
+        shapes.append(tuple(logits.shape))
+        return dense_bucket(logits, rows)
+
+    monkeypatch.setattr(core, "dense_bucket", seen)
+    found = check_faithfulness([long], teacher, PROFILE, shards)
+    assert found.passed
+    assert found.tokens == 511
+    assert found.stored_live == pytest.approx(expected, rel=1e-3)
+    assert sorted(set(shapes)) == [(63, V), (64, V)]
+
+
+def test_log_probabilities_in_chunks_are_the_whole_ones(teacher: LocalTeacher) -> None:
+    batch = [TALKS[0].input_ids, TALKS[8].input_ids]
+    whole = list(teacher.log_probs(batch))
+    parts = list(teacher.log_probs(batch, chunk=9))
+    assert [len(w) for w in whole] == [4, 28]
+    assert [len(p) for p in parts] == [4, 9, 9, 9, 1]
+    torch.testing.assert_close(torch.cat(parts), torch.cat(whole), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("where", ["norm", "head"])
+def test_a_damaged_teacher_is_named_at_its_first_batch(tmp_path: Path, where: str) -> None:
+    model = make_model(PADDED)
+    with torch.no_grad():
+        weight = model.model.norm.weight if where == "norm" else model.lm_head.weight[5]
+        weight.fill_(torch.nan)
+    seen = Recorder()
+    with pytest.raises(CheckpointError, match=r"not finite: its weights are damaged\. Register"):
+        capture(
+            TALKS, LocalTeacher(model, V), SPACE, folder=tmp_path, callbacks=seen, shard_rows=60
+        )
+    assert (seen.asked, seen.published) == (1, [])
 
 
 def test_heads_that_do_more_than_one_product_are_refused() -> None:

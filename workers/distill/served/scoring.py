@@ -153,8 +153,10 @@ class ServedTeacher:
         k = min(profile.k_max, self.vocabulary)
         return [_cut(*head, profile) for head in self._heads(batch, k)]
 
-    def log_probs(self, batch: Sequence[NDArray[np.int32]]) -> Iterator[torch.Tensor]:
-        """Yield float64 log-probabilities [L − 1, V]: the top k, and what is left spread evenly.
+    def log_probs(
+        self, batch: Sequence[NDArray[np.int32]], *, chunk: int | None = None
+    ) -> Iterator[torch.Tensor]:
+        """Yield float64 log-probabilities [c, V]: the top k, and what is left spread evenly.
 
         What lies beyond the top k, nobody here knows; any bucket of it has the right mass.
         """
@@ -163,9 +165,12 @@ class ServedTeacher:
             [(tokens, logp)] = self._heads([ids], k)
             left = np.maximum(1 - np.exp(logp).sum(-1), LEAST_RESIDUAL)
             each = np.log(left / max(self.vocabulary - k, 1))
-            dense = np.repeat(each[:, None], self.vocabulary, axis=1)
-            np.put_along_axis(dense, tokens, logp, axis=1)
-            yield torch.from_numpy(dense)
+            size = chunk or max(len(each), 1)
+            for start in range(0, max(len(each), 1), size):
+                part = slice(start, start + size)
+                dense = np.repeat(each[part, None], self.vocabulary, axis=1)
+                np.put_along_axis(dense, tokens[part], logp[part], axis=1)
+                yield torch.from_numpy(dense)
 
     def _heads(
         self, batch: Sequence[NDArray[np.int32]], k: int

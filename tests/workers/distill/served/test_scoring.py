@@ -211,6 +211,9 @@ def test_the_dense_view_has_the_mass_that_the_model_gives(served: Served) -> Non
     ids = texts(1)[0].input_ids
     with Endpoint(server_of(served)) as endpoint:
         [dense] = list(ServedTeacher(endpoint, V, 20).log_probs([ids]))
+        parts = list(ServedTeacher(endpoint, V, 20).log_probs([ids], chunk=3))
+    assert {len(part) for part in parts[:-1]} == {3}
+    assert torch.equal(torch.cat(parts), dense)
     [whole] = list(LocalTeacher(sharp(), V).log_probs([ids]))
     top = whole.topk(20, dim=-1).indices
     assert torch.allclose(dense.gather(1, top), whole.gather(1, top), atol=2e-5)
