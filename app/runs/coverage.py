@@ -26,11 +26,15 @@ def cover_of(
         return None
     address = space_of(teacher, spec.capture).address
     known = cache.coverage(session, address, spec.dataset_version_id, spec.training.render)
+    train, most = subject.split("train"), spec.training.max_train_conversations
+    count = subject.split("validation") + min(train, most or train)
+    mean, _ = tokens_a_conversation(session, subject.version, spec.training.render, settings)
+    wanted = round(count * max(mean - 1, 0))
     if known is not None:
         return CacheOut(
             conversations=known.conversations,
             cached=known.cached,
-            missing_tokens=known.missing_rows,
+            missing_tokens=min(known.missing_rows, wanted) if most else known.missing_rows,
             basis="As the last capture of this version found it; it may hold more by now.",
             rows_from=_rows_from(teacher, spec),
             **_measured(session, address),
@@ -45,12 +49,10 @@ def cover_of(
         basis = "No capture of this version with this teacher yet: all of it is counted."
         if rows:
             basis += f" The cache holds {number(rows)} tokens of other versions, which may overlap."
-    count = subject.split("train") + subject.split("validation")
-    mean, _ = tokens_a_conversation(session, subject.version, spec.training.render, settings)
     return CacheOut(
         conversations=count,
         cached=None if rows else 0,
-        missing_tokens=round(count * max(mean - 1, 0)),
+        missing_tokens=wanted,
         basis=basis,
         rows_from=_rows_from(teacher, spec),
         **_measured(session, address),

@@ -80,10 +80,12 @@ def _much_is_missing(session: Session, wanted: PrecomputeJob) -> bool:
         return False
     address = space_of(CheckpointCard.model_validate(teacher.card), wanted.profile).address
     known = cache.coverage(session, address, version.id, wanted.render)
-    if known is not None:
+    if known is not None and wanted.max_train_conversations is None:
         return known.conversations - known.cached >= WORTH_SHARING
     splits: dict[str, int] = (version.funnel or {}).get("splits", {})
-    return sum(splits.get(name, 0) for name in ("train", "validation")) >= WORTH_SHARING
+    train = splits.get("train", 0)
+    train = min(train, wanted.max_train_conversations or train)
+    return train + splits.get("validation", 0) >= WORTH_SHARING
 
 
 def _request(

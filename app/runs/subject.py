@@ -70,4 +70,5 @@ def capture_of(spec: RunSpec) -> PrecomputeJob:
         dataset_version_id=spec.dataset_version_id,
         render=spec.training.render,
         profile=spec.capture,
+        max_train_conversations=spec.training.max_train_conversations,
     )

@@ -128,6 +128,8 @@ class PrecomputeJob(Spec):
     profile: CaptureProfile = CaptureProfile()
     shard_rows: int = Field(default=16_384, ge=1)
     check_faithfulness: bool = True
+    max_train_conversations: int | None = Field(default=None, ge=1)
+    """Of the training part only so many, as a run that trains on no more reads."""
     part: int | None = Field(default=None, ge=0)
     parts: int = Field(default=1, ge=1)
 

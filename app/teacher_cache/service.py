@@ -197,14 +197,15 @@ def _together(before: CacheReport | None, found: CacheReport) -> CacheReport:
 def captured(session: Session, address: str, job: PrecomputeJob, found: CacheReport) -> None:
     """Keep what a capture measured (mass, entropy, faithfulness) and what it now covers.
 
-    A part of a shared capture measured its share, and covers nothing by itself.
+    A part of a shared capture measured its share, and covers nothing by itself; nor does one for a
+    run that trains on some conversations only.
     """
     row = session.get(CacheSpaceRow, address, with_for_update=True)
     if row is None:
         return
     before = CacheReport.model_validate(row.report) if row.report is not None else None
     row.report = _together(before, found).model_dump(mode="json")
-    if job.part is not None:
+    if job.part is not None or job.max_train_conversations is not None:
         return
     covered = {
         "conversations": found.entries,

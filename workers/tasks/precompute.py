@@ -1,5 +1,6 @@
 """Fill the teacher cache for a dataset version; each shard is kept as soon as it is complete."""
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from app.jobs.lease import Claim
 from app.settings import Settings
+from app.specs.conversation import Conversation
 from app.specs.jobs import JobKind, PrecomputeJob
 from app.specs.teacher import CacheReport, CacheSpace
 from app.teacher_cache import queries, service
@@ -98,13 +100,14 @@ class PrecomputeTask:
         conversations = read_conversations(inputs.conversations, ("train", "validation"))
         rendered = Renderer(tokenizer, job.render).render_all(conversations)
         tell(rendered, calls)
+        wanted = read_by_a_run(rendered.rendered, conversations, job.max_train_conversations)
         held = {entry for entries in shards.values() for entry in entries}
-        if inputs.checked and all(r.entry in held for r in rendered.rendered):
+        if inputs.checked and all(r.entry in held for r in wanted):
             calls.log("The cache holds every row already; the teacher is not needed.")
-            report = nothing_missing(rendered.rendered)
+            report = nothing_missing(wanted)
             return {"address": inputs.space.address, "report": report.model_dump(mode="json")}
         with _teacher(inputs, calls) as teacher:
-            return self._capture(inputs, context, rendered.rendered, teacher, shards)
+            return self._capture(inputs, context, wanted, teacher, shards)
 
     @staticmethod
     def _capture(
@@ -154,6 +157,21 @@ class PrecomputeTask:
         job = PrecomputeJob.model_validate(held.spec)
         found = CacheReport.model_validate(result["report"])
         service.captured(session, result["address"], job, found)
+
+
+def read_by_a_run(
+    rendered: Sequence[RenderedConversation],
+    conversations: Sequence[Conversation],
+    most: int | None,
+) -> Sequence[RenderedConversation]:
+    """Return the first `most` of the training part, and all that is validated on."""
+    training = {c.id for c in conversations if c.split == "train"}
+    taken = itertools.count(1)
+    return [
+        r
+        for r in rendered
+        if most is None or r.conversation_id not in training or next(taken) <= most
+    ]
 
 
 TASKS: dict[JobKind, Task] = {JobKind.PRECOMPUTE: PrecomputeTask()}

@@ -14,7 +14,7 @@ from app.jobs.models import Job, JobSnapshot
 from app.runs import service
 from app.runs.disk import expected_bytes
 from app.runs.schemas import PartOut
-from app.runs.subject import epochs, trained_on
+from app.runs.subject import capture_of, epochs, trained_on
 from app.runs.times import START, spread
 from app.specs.jobs import JobKind, JobState, Queue
 from app.specs.teacher import CaptureProfile
@@ -309,3 +309,18 @@ def test_what_a_row_takes_follows_from_its_profile(
     profile: CaptureProfile, bytes_a_row: float
 ) -> None:
     assert expected_bytes(profile, 40_000) == bytes_a_row
+
+
+def test_a_run_on_some_conversations_captures_no_more_than_it_reads(bench: Bench) -> None:
+    whole, some = bench.spec(), bench.spec(max_train_conversations=10)
+    found = [bench.look(spec).cache for spec in (whole, some)]
+    assert found[0] is not None
+    assert found[1] is not None
+    train, validation = (bench.version.funnel or {})["splits"]["train"], 10
+    share = (10 + validation) / (train + validation)
+    assert found[1].missing_tokens == pytest.approx(share * found[0].missing_tokens, abs=1)
+    assert capture_of(some).max_train_conversations == 10
+    bench.captured(missing_entries=0, missing_rows=0)
+    known = bench.look(some).cache
+    assert known is not None
+    assert known.missing_tokens == 0

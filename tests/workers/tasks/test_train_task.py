@@ -9,13 +9,14 @@ from safetensors.torch import load_file
 from app.specs.training import RenderSpec
 from tests.workers.distill import tiny
 from tests.workers.tasks.test_teaching import Heard
-from tests.workers.tasks.test_train_ranks import inputs_of
+from tests.workers.tasks.test_train_ranks import conversations, inputs_of
 from workers.distill.callbacks import Silent
 from workers.distill.checkpointing import MODEL, snapshot_folder
 from workers.distill.checkpoints import load_model
 from workers.distill.rendering import Renderer
 from workers.job.task import BodyContext
 from workers.tasks.left_out import tell
+from workers.tasks.precompute import read_by_a_run
 from workers.tasks.train import TrainTask
 from workers.tasks.validating import held_out_of
 
@@ -92,3 +93,14 @@ def test_a_stopped_training_keeps_the_best_so_far(tmp_path: Path) -> None:
     snapshot = load_file(str(snapshot_folder(context.workdir / "snapshots", best) / MODEL))
     for name, weight in snapshot.items():
         assert torch.equal(kept[name], weight)
+
+
+def test_what_is_captured_is_what_a_run_reads() -> None:
+    made = conversations()
+    rendered = tiny.rendered(made)
+    validated = {c.id for c in made if c.split == "validation"}
+    found = read_by_a_run(rendered, made, 5)
+    training = [r for r in rendered if r.conversation_id not in validated]
+    assert [r for r in found if r.conversation_id not in validated] == training[:5]
+    assert {r.conversation_id for r in found} >= validated
+    assert read_by_a_run(rendered, made, None) == list(rendered)
