@@ -8,6 +8,9 @@ import torch
 from workers.distill.errors import HeadError
 from workers.distill.packing import document_masks, positions_of
 
+_TOKENS = 4
+_SLACK = 1e-3
+"""By how much logits may differ from hidden · weightᵀ, as a share of the largest: rounding."""
 _SCALED = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
 
@@ -42,7 +45,8 @@ class SplitHead:
 def split_head(model: Any) -> SplitHead:
     """Return decoder and head weight [V, D] of a transformers causal language model.
 
-    Errors: HeadError where the head has a bias or rescales logits: the fused loss would be wrong.
+    Compares both on a few tokens, without gradients, chance or a change of mode. Errors: HeadError
+    where the head has a bias or logits are rescaled: the fused loss would be wrong.
     """
     head = model.get_output_embeddings()
     if head is None or getattr(head, "weight", None) is None:
@@ -55,4 +59,28 @@ def split_head(model: Any) -> SplitHead:
                 f"{type(model).__name__} changes its logits after the head ({name}); "
                 "not supported yet. Take a llama-type checkpoint."
             )
-    return SplitHead(decoder=model.base_model, weight=head.weight)
+    split = SplitHead(decoder=model.base_model, weight=head.weight)
+    if not _is_all(split, model):
+        raise HeadError(
+            f"The logits of {type(model).__name__} are not its head times its last hidden states; "
+            "not supported yet. Take a llama-type checkpoint."
+        )
+    return split
+
+
+@torch.no_grad()
+def _is_all(split: SplitHead, model: Any) -> bool:
+    """Whether hidden · weightᵀ are the model's logits; what is not finite is not judged here."""
+    ids = torch.arange(_TOKENS, device=split.weight.device)[None] % len(split.weight)
+    seen = torch.ones_like(ids)
+    modes = [(part, part.training) for part in model.modules()]
+    model.eval()
+    try:
+        made = split.hidden(ids, seen).to(split.weight.dtype) @ split.weight.t()
+        said = model(input_ids=ids, attention_mask=seen, use_cache=False).logits
+    finally:
+        for part, mode in modes:
+            part.training = mode
+    slack = max(_SLACK, 8 * torch.finfo(split.weight.dtype).eps)
+    apart, most = (made.double() - said.double()).abs().max(), said.double().abs().max()
+    return not bool(apart > slack * most)  # neither true of nan

@@ -28,6 +28,7 @@ from workers.tasks.caching import DAMAGED, Shards, give_up, sound
 from workers.tasks.left_out import tell
 from workers.tasks.served import ServerInputs, require_rows, server_of
 from workers.tasks.sets import read_conversations, tokenizer_folder, version_path
+from workers.tasks.validating import require_context
 
 UNFAITHFUL = "unfaithful_cache"
 DROPPED = "What the cache held of this teacher is dropped: try again, and it is captured anew."
@@ -48,11 +49,14 @@ class PrecomputeInputs(Inputs):
 
 
 @contextmanager
-def _teacher(inputs: PrecomputeInputs, calls: Callbacks) -> Iterator[Teacher]:
+def _teacher(
+    inputs: PrecomputeInputs, calls: Callbacks, rendered: Sequence[RenderedConversation]
+) -> Iterator[Teacher]:
     """Give the teacher: its weights in this process, or the server that has them."""
     entries = inputs.space.vocabulary
     if inputs.server is None:
         model = load_model(Path(inputs.teacher)).to(compute_device())
+        require_context(model, rendered, "teacher")
         yield LocalTeacher(model, entries)
         return
     with inputs.server.endpoint(calls.should_stop) as endpoint:
@@ -106,7 +110,7 @@ class PrecomputeTask:
             calls.log("The cache holds every row already; the teacher is not needed.")
             report = nothing_missing(wanted)
             return {"address": inputs.space.address, "report": report.model_dump(mode="json")}
-        with _teacher(inputs, calls) as teacher:
+        with _teacher(inputs, calls, wanted) as teacher:
             return self._capture(inputs, context, wanted, teacher, shards)
 
     @staticmethod

@@ -1,5 +1,6 @@
 """Teacher beside student: the ids must mean the same to both, and a live one must fit."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from workers.distill.errors import OutOfMemoryError, TokenizerError
 from workers.distill.memory import is_out_of_memory
 from workers.distill.teachers import LiveTeacher
 from workers.distill.tokenizers import load_tokenizer, tokenizer_verdict
+from workers.distill.values import RenderedConversation
 from workers.job.task import Inputs
+from workers.tasks.validating import require_context
 
 PROBES = 200
 """Texts of the project that both tokenizers encode: its own words find what fingerprints miss."""
@@ -53,11 +56,16 @@ def require_same_ids(pair: Pair, conversations: list[Conversation], callbacks: A
 
 
 def live_teacher(
-    pair: Pair | None, objective: Objective, vocabulary: int, calls: Callbacks
+    pair: Pair | None,
+    objective: Objective,
+    vocabulary: int,
+    calls: Callbacks,
+    rendered: Sequence[RenderedConversation] = (),
 ) -> LiveTeacher | None:
     """Return the teacher that is held beside the student, where the objective wants that.
 
-    Errors: OutOfMemoryError where its weights do not fit.
+    Errors: OutOfMemoryError where its weights do not fit, ContextLengthError where one of the
+    conversations does not.
     """
     if pair is None or objective.reads_cache:
         return None
@@ -71,4 +79,5 @@ def live_teacher(
             "The live teacher does not fit beside the student. Let a run read its stored rows "
             "instead, or give the worker more memory."
         ) from error
+    require_context(model, rendered, "teacher")
     return LiveTeacher(model, vocabulary, objective.temperature)

@@ -134,7 +134,9 @@ class TrainTask:
                 resume_from=recorded_snapshots(context.snapshots, calls),
                 validation=validation_of(run, held_out, tokenizer, collate, calls),
                 vocabulary=vocabulary_size(tokenizer),
-                live=live_teacher(inputs.pair, spec.objective, vocabulary_size(tokenizer), calls),
+                live=live_teacher(
+                    inputs.pair, spec.objective, vocabulary_size(tokenizer), calls, training
+                ),
                 ranks=ranks,
             )
         if not ranks.first:

@@ -81,13 +81,15 @@ def held_out_of(
         return ()
 
 
-def require_context(model: Any, rendered: Sequence[RenderedConversation]) -> None:
+def require_context(
+    model: Any, rendered: Sequence[RenderedConversation], who: str = "student"
+) -> None:
     """Refuse a conversation longer than the checkpoint reads. Errors: ContextLengthError."""
     most = getattr(model.config, "max_position_embeddings", None)
     longest = max(rendered, key=lambda r: len(r.input_ids), default=None)
     if most and longest is not None and len(longest.input_ids) > most:
         raise ContextLengthError(
             f"Conversation {longest.conversation_id} has {len(longest.input_ids):,} tokens, and "
-            f"the student reads {most:,}. Set tokens at most to {most:,} or less: the oldest turns "
-            "are cut then. Or take a student with a longer context."
+            f"the {who} reads {most:,}. Set tokens at most to {most:,} or less: the oldest turns "
+            f"are cut then. Or take a {who} with a longer context."
         )

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import LlamaForCausalLM
 
 from app.specs.teacher import CacheSpace, CaptureProfile
 from tests.workers.distill.conftest import make_model
@@ -235,6 +236,41 @@ def test_heads_that_do_more_than_one_product_are_refused() -> None:
     biased.lm_head.bias = torch.nn.Parameter(torch.zeros(PADDED))
     with pytest.raises(HeadError, match="has a bias"):
         LocalTeacher(biased, V)
+
+
+class Scaled(LlamaForCausalLM):
+    """Multiplies its logits in `forward`, as FalconH1 does, and names that nowhere we look."""
+
+    factor = 0.05
+
+    def forward(self, *args: Any, **names: Any) -> Any:
+        output = super().forward(*args, **names)
+        output.logits = output.logits * self.factor
+        return output
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_logits_that_are_scaled_outside_the_head_are_refused(kind: torch.dtype) -> None:
+    model = Scaled(make_model(PADDED).config).to(kind)
+    with pytest.raises(HeadError, match="of Scaled are not its head times its last hidden states"):
+        split_head(model)
+    model.factor = 1.0
+    assert split_head(model).weight is model.lm_head.weight
+
+
+def test_splitting_a_head_leaves_mode_chance_and_gradients_alone() -> None:
+    model = make_model(PADDED)
+    model.config.attention_dropout = 0.5
+    model.train()
+    model.model.norm.eval()
+    for part in model.modules():
+        if hasattr(part, "attention_dropout"):
+            part.attention_dropout = 0.5
+    modes, chance = [p.training for p in model.modules()], torch.get_rng_state()
+    split_head(model)
+    assert [p.training for p in model.modules()] == modes
+    assert torch.equal(torch.get_rng_state(), chance)
+    assert all(p.grad is None for p in model.parameters())
 
 
 def test_cut_conversations_share_rows_by_entry() -> None:

@@ -8,9 +8,10 @@ import torch
 
 from app.specs.training import Objective
 from tests.workers.distill import tiny
+from tests.workers.distill.test_capture import SPACE, V, talk
 from workers.distill.callbacks import Silent
-from workers.distill.errors import OutOfMemoryError, TokenizerError
-from workers.tasks import teaching
+from workers.distill.errors import ContextLengthError, OutOfMemoryError, TokenizerError
+from workers.tasks import precompute, teaching
 from workers.tasks.teaching import Pair, require_same_ids
 
 
@@ -71,3 +72,32 @@ def test_a_live_teacher_that_does_not_fit_names_the_way_out(
         teaching.live_teacher(both, live, 9, Heard())
     assert teaching.live_teacher(both, Objective(), 9, Heard()) is None
     assert teaching.live_teacher(None, live, 9, Heard()) is None
+
+
+def test_a_live_teacher_must_read_the_longest_conversation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The made teacher reads 256 tokens."""
+    monkeypatch.setattr(teaching, "load_model", lambda _: tiny.llama())
+    both = Pair(teacher="t", student="s", teacher_rows=512, student_rows=512)
+    live = Objective(teacher="live")
+    words = "has 257 tokens, and the teacher reads 256.*Or take a teacher with a longer context"
+    with pytest.raises(ContextLengthError, match=words):
+        teaching.live_teacher(both, live, 512, Heard(), [talk(1, 20), talk(2, 257)])
+    assert teaching.live_teacher(both, live, 512, Heard(), [talk(2, 256)]) is not None
+
+
+def test_a_teacher_must_read_what_is_captured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precompute, "load_model", lambda _: tiny.llama())
+    inputs = precompute.PrecomputeInputs.model_construct(
+        teacher=str(tmp_path), server=None, space=SPACE
+    )
+    with (
+        pytest.raises(ContextLengthError, match="the teacher reads 256"),
+        precompute._teacher(inputs, Heard(), [talk(2, 257)]),
+    ):
+        pass
+    with precompute._teacher(inputs, Heard(), [talk(2, 256)]) as teacher:
+        assert teacher.vocabulary == V
