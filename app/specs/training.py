@@ -89,7 +89,7 @@ class Schedule(Chosen):
     learning_rate: float = Field(default=5e-4, gt=0, le=10)
     warmup_steps: int = Field(default=10, ge=0)
     min_lr_ratio: float = Field(default=0.1, ge=0, le=1)
-    weight_decay: float = Field(default=0.0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0, le=10)
     betas: tuple[Decay, Decay] = (0.9, 0.95)
     max_grad_norm: float = Field(default=1.0, gt=0)
     snapshot_every: int = Field(default=50, ge=1)

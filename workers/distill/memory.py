@@ -20,6 +20,10 @@ MEND = (
 )
 _CGROUP_2 = Path("/sys/fs/cgroup")
 _CGROUP_1 = Path("/sys/fs/cgroup/memory")
+_GROUP_FILES = (
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
 _UNLIMITED = 1 << 60
 
 
@@ -112,10 +116,23 @@ def _field(file: str, name: str) -> int | None:
 
 
 def _group_left(root: Path) -> int | None:
-    """Return what the control group below `root` leaves; None without a limit."""
-    names = ("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")
-    for limit, used in names:
+    """Return what the control group below `root` leaves; None without a limit.
+
+    Files it has read and no longer needs count as used there, and give way when memory is wanted.
+    """
+    for limit, used, cached in _GROUP_FILES:
         with contextlib.suppress(OSError, ValueError):
             most = int((root / limit).read_text())
-            return None if most >= _UNLIMITED else max(0, most - int((root / used).read_text()))
+            if most >= _UNLIMITED:
+                return None
+            held = int((root / used).read_text()) - _stat(root, cached)
+            return max(0, most - max(0, held))
     return None
+
+
+def _stat(root: Path, name: str) -> int:
+    """Return a field of a control group's memory.stat in bytes, 0 where there is none."""
+    with contextlib.suppress(OSError):
+        found = re.search(rf"^{name} (\d+)$", (root / "memory.stat").read_text(), re.MULTILINE)
+        return int(found[1]) if found else 0
+    return 0

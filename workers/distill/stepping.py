@@ -69,7 +69,10 @@ class Stepper:
     def forward(self, batch: StudentBatch, denominator: int) -> LossSums:
         """Return the loss of one micro-batch over the step's denominator, with its sums."""
         batch = self.taught(batch)
-        hidden = self.states(batch)
+        return self._sums(batch, self.states(batch), denominator)
+
+    def _sums(self, batch: StudentBatch, hidden: torch.Tensor, denominator: int) -> LossSums:
+        """Return the loss of a taught batch from its hidden states [N, D]."""
         weight = self.split.weight
         return fused_loss(
             hidden.to(weight.dtype),
@@ -176,11 +179,12 @@ class Stepper:
         """
         totals, weight, agreed = Totals(), 0, 0
         for batch in batches[self.ranks.rank :: self.ranks.count]:
-            totals.add(self.forward(batch, 1), 0)
+            there = self.taught(batch)
+            states = self.states(there)
+            totals.add(self._sums(there, states, 1), 0)
             weight += batch.target_tokens
             if agreement:
-                there = self.taught(batch)
-                agreed += agreements(self.states(there), self.split.weight, there, self.vocabulary)
+                agreed += agreements(states, self.split.weight, there, self.vocabulary)
         totals.over(self.ranks)
         weight, agreed = map(int, self.ranks.sums([weight, agreed]))
         values = {"validation/loss": totals.loss / max(weight, 1)}

@@ -185,13 +185,27 @@ class Trainer:
             words += "Likely bfloat16 ran out of range, or the steps are too long. "
         else:
             words += "Likely the steps have become too long. "
-        words += f"Lower the learning rate (now {rate:g})"
-        words += ", or train in float32. " if self.stepper.bfloat16 else " or warm up longer. "
+        words += self._mend(rate)
         kept = snapshot_folders(self.workdir / "snapshots")
         if kept:
             words += f"The snapshot of step {int(kept[0].name[5:])} is kept; "
             words += "tried again from it with the same settings, it will come to the same."
         return words.strip()
+
+    def _mend(self, rate: float) -> str:
+        other = "train in float32" if self.stepper.bfloat16 else "warm up longer"
+        return f"Lower the learning rate (now {rate:g}), or {other}. "
+
+    def require_finite(self, step: int) -> None:
+        """Refuse weights that no later step has tried. Errors: NonFiniteLossError."""
+        if all(bool(torch.isfinite(p).all()) for p in self.model.parameters()):
+            return
+        schedule = self.spec.schedule
+        words = f"Step {step}: its update left weights that are not finite, so none are kept. "
+        words += self._mend(learning_rate(schedule, step - 1))
+        if schedule.weight_decay > 0:
+            words += f"Lower the weight decay (now {schedule.weight_decay:g}). "
+        raise NonFiniteLossError(words.strip())
 
     def choose_micro_size(self, batches: Batches) -> None:
         """Let a memory probe choose the micro-batch where neither spec nor snapshot names it.
@@ -440,6 +454,7 @@ def _finish(trainer: Trainer, tokenizer: Any, ending: Ending) -> Path | None:
             folder = snapshot_folder(trainer.workdir / "snapshots", best)
             load_weights(trainer.model, folder / MODEL)
         log(f"The checkpoint is step {best}: {by.words(progress.best_value, progress.best_count)}.")
+    trainer.require_finite(best or progress.step)
     folder = trainer.workdir / "checkpoint"
     save_checkpoint(trainer.model, tokenizer, folder)
     return folder

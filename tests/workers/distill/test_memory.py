@@ -97,6 +97,20 @@ def test_free_memory_is_what_the_control_group_leaves(
     (tmp_path / "memory.max").write_text("5000000\n")
     (tmp_path / "memory.current").write_text("3000000\n")
     assert free_bytes(CPU) == 2_000_000
+    stat = "file 1900000\ninactive_file 700000\nactive_file 1200000\n"
+    (tmp_path / "memory.stat").write_text(stat)
+    assert free_bytes(CPU) == 2_700_000, "what it read and no longer needs gives way"
+
+
+def test_the_older_control_group_counts_its_children_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "_CGROUP_1", tmp_path)
+    monkeypatch.setattr(memory, "_CGROUP_2", tmp_path / "none")
+    (tmp_path / "memory.limit_in_bytes").write_text("5000000\n")
+    (tmp_path / "memory.usage_in_bytes").write_text("4500000\n")
+    (tmp_path / "memory.stat").write_text("inactive_file 1\ntotal_inactive_file 400000\n")
+    assert free_bytes(CPU) == 900_000
 
 
 def test_the_probe_leaves_weights_gradients_and_chance_as_they_were() -> None:

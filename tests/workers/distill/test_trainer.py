@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from app.specs.teacher import CaptureProfile
 from app.specs.training import Objective, Schedule, Trainable, TrainingSpec
@@ -255,6 +256,25 @@ def test_a_nan_stops_with_the_step_and_a_mend(tmp_path: Path) -> None:
     assert not (tmp_path / "checkpoint").exists()
 
 
+def test_weights_that_the_last_update_broke_are_not_kept(tmp_path: Path) -> None:
+    """The only step's loss and gradient are finite; its decay is beyond float32."""
+    what = spec(steps=1, warmup_steps=0)
+    schedule = what.schedule.model_copy(update={"weight_decay": 1e300})
+    recorder = Recorder()
+    words = r"Step 1: its update left .* Lower the learning rate \(now 0\.0005\).*weight decay"
+    with pytest.raises(NonFiniteLossError, match=words):
+        run(
+            tmp_path,
+            what.model_copy(update={"schedule": schedule}),
+            recorder,
+            validated=False,
+        )
+    assert torch.isfinite(torch.tensor(recorder.points[1]["train/loss"]))
+    assert not (tmp_path / "checkpoint").exists()
+    with pytest.raises(ValidationError, match="weight_decay"):
+        Schedule(weight_decay=10.1)
+
+
 def test_only_the_chosen_weights_move() -> None:
     model = tiny.llama(layers=3)
     select_trainable(model, Trainable(top_layers=1))
@@ -342,6 +362,19 @@ def test_agreement_is_with_the_live_teacher() -> None:
     assert expected < 1
     twin = tiny.llama(hidden=48, seed=9, tied=False)
     for model, share in ((twin, 1.0), (other, expected)):
-        stepper = Stepper(model, what, live=LiveTeacher(teacher, len(tiny.tokenizer()), 1.0))
+        live = LiveTeacher(teacher, len(tiny.tokenizer()), 1.0)
+        stepper = Stepper(model, what, live=live)
+        alone = stepper.measure([batch], agreement=False)
+        asked: list[Any] = []
+        both = [
+            m.model.register_forward_pre_hook(lambda m, _, to=asked: to.append(m))
+            for m in (model, teacher)
+        ]
         found = stepper.measure([batch], agreement=True)
-        assert found["validation/agreement"] == pytest.approx(share)
+        for hook in both:
+            hook.remove()
+        assert found.pop("validation/agreement") == pytest.approx(share)
+        assert asked == [model.model, teacher.model][::-1], (
+            "teacher and student look at a batch once"
+        )
+        assert found == alone
