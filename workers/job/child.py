@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import os
+import resource
 import signal
 import sys
 import threading
@@ -19,6 +20,8 @@ from workers.sinks import PipeCallbacks, open_event_pipe
 
 PR_SET_PDEATHSIG = 1
 EXIT_STOPPED = 75
+MOST_FILES = 1 << 20
+"""Some libraries walk through all numbers a file might have."""
 
 
 def die_with_parent(life_pipe: int) -> None:
@@ -32,9 +35,22 @@ def die_with_parent(life_pipe: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+def allow_more_files() -> None:
+    """Let this process and those it starts open as many files as they may.
+
+    A training holds every shard of its cache open, and the usual 1,024 are fewer than those.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(OSError, ValueError):  # some kernels allow less than they say
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def run_child(task: Task) -> int:
     """Run a task's body with the request on stdin; return the exit status."""
     pipe = open_event_pipe()
+    allow_more_files()
     callbacks = PipeCallbacks(pipe)
     request = orjson.loads(sys.stdin.buffer.read())
     die_with_parent(request["life_pipe"])
