@@ -35,6 +35,8 @@ def test_two_ranks_have_losses_and_weights_of_one_process_and_one_goes_on(tmp_pa
     alone, shared, after = Recorder(), Recorder(stop_after=4), Recorder()
     one = RankInputs(ranks=1, packing=True)
     whole, model = trained(one, context(tmp_path / "one", alone), ALONE)
+    # The whole one keeps only its last snapshots.
+    trained(one, context(tmp_path / "four", Recorder(stop_after=4)), ALONE)
     two = RankInputs(packing=True, small=True)
     half, _ = RankTask().run(two, context(tmp_path / "two", shared))
     assert isinstance(half, TrainResult)
@@ -49,7 +51,7 @@ def test_two_ranks_have_losses_and_weights_of_one_process_and_one_goes_on(tmp_pa
         alike(shared.points[step], alone.points[step])
     for step in (2, 4):
         states = []
-        for which in ("one", "two"):
+        for which in ("four", "two"):
             load_weights(model, snapshot_folder(tmp_path / which / "snapshots", step) / MODEL)
             states.append({k: v.clone() for k, v in model.state_dict().items()})
         for name, value in states[0].items():
