@@ -232,7 +232,7 @@ def test_theme_is_kept_and_set_before_paint(served: str, page: Page) -> None:
     page.reload(wait_until="commit")
     page.wait_for_selector("h1")
     assert page.evaluate(theme) == "dark"
-    assert page.get_attribute("[data-theme-toggle]", "aria-label") == "Theme: dark"
+    expect(page.locator("[data-theme-toggle]")).to_have_attribute("aria-label", "Theme: dark")
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
