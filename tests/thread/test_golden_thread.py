@@ -193,6 +193,9 @@ def a_cache_that_is_not_what_the_teacher_says(
         saved = folder.with_name("saved")
         folder.rename(saved)
         save_checkpoint(llama(seed=7), tokenizer(), folder)
+        # Of a complete cache that was checked nothing is asked again.
+        space = session.scalars(select(CacheSpaceRow)).one()
+        space.report = {**(space.report or {}), "faithfulness": None}
         later = spec.model_copy(update={"name": "later", "group": "g2"})
         run_id = evaluations.start_run(session, project, later, owner=OWNER).id
     carry_out(factory, settings)
