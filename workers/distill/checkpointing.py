@@ -4,6 +4,7 @@ import json
 import os
 import random
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ MODEL, OPTIMIZER, STATE, MANIFEST = (
     "manifest.json",
 )
 KEEP_LAST = 2
+UNRECORDED_SECONDS = 10.0
+"""A snapshot stays so long: an attempt that is lost now may not have told of a later one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,10 +176,11 @@ def link_snapshot(source: Path, target: Path) -> None:
 
 
 def prune_snapshots(root: Path, best_step: int | None) -> list[Path]:
-    """Delete all but the last two snapshots and the best; return what was deleted."""
+    """Delete all but the last two snapshots, the best and the newly written; return which."""
     folders = snapshot_folders(root)
     best = None if best_step is None else snapshot_folder(root, best_step)
-    gone = [f for f in folders[KEEP_LAST:] if f != best]
+    recorded = time.time() - UNRECORDED_SECONDS
+    gone = [f for f in folders[KEEP_LAST:] if f != best and f.stat().st_mtime <= recorded]
     for folder in gone:
         shutil.rmtree(folder)
     return gone

@@ -1,5 +1,6 @@
 """The loop: splitting and resuming change nothing; bad numbers stop it by name."""
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -15,11 +16,13 @@ from pydantic import ValidationError
 from app.specs.teacher import CaptureProfile
 from app.specs.training import Objective, Schedule, Trainable, TrainingSpec
 from tests.workers.distill import tiny
+from workers.distill import checkpointing
 from workers.distill.batches import BatchSource, Collator
 from workers.distill.callbacks import Silent
 from workers.distill.checkpointing import (
     MODEL,
     load_snapshot,
+    prune_snapshots,
     recorded_snapshots,
     snapshot_folder,
     snapshot_folders,
@@ -378,3 +381,17 @@ def test_agreement_is_with_the_live_teacher() -> None:
             "teacher and student look at a batch once"
         )
         assert found == alone
+
+
+def test_a_snapshot_stays_until_a_later_one_can_be_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that is killed has told of a snapshot some steps ago: that one must be there."""
+    monkeypatch.setattr(checkpointing, "UNRECORDED_SECONDS", 60.0)
+    run(tmp_path, spec(steps=12, snapshot_every=1))
+    folders = snapshot_folders(tmp_path / "snapshots")
+    assert len(folders) == 12
+    for folder in folders[4:]:
+        os.utime(folder, (0, 0))
+    gone = prune_snapshots(tmp_path / "snapshots", best_step=2)
+    assert [f.name for f in gone] == [f.name for f in folders[4:] if not f.name.endswith("02")]
